@@ -1,0 +1,45 @@
+# Everything runs in .venv, made here; PYTHON names the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint bench docs clean
+
+demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
+	$(BIN)/antefix demo
+
+test: lint docs  ## run every check
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.done  ## style, types and the ladder of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/dev.done  ## time antefix beside the bare base and PEFT
+	$(BIN)/python -m benchmarks
+
+docs: .venv/dev.done  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:  ## remove what the commands above made
+	rm -rf .venv site build antefix-demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch goes first and by its exact version: an open range would pull in gigabytes for a GPU.
+.venv/torch.done: constraints.txt | .venv/bin/python
+	$(INSTALL) torch
+	touch $@
+
+.venv/demo.done: pyproject.toml .venv/torch.done
+	$(INSTALL) --editable '.[train,plot]'
+	touch $@
+
+.venv/dev.done: pyproject.toml .venv/demo.done
+	$(INSTALL) --editable '.[train,plot,eval,peft]' \
+		beartype import-linter jaxtyping mkdocs-material mypy pre-commit pytest ruff types-PyYAML
+	touch $@

@@ -1,0 +1,1 @@
+"""How a prefix enters the attention of a base model."""

@@ -1,0 +1,66 @@
+"""The function registered with Transformers: the base's attention, with the prefix of its site put in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from antefix.attention.concat import attended
+from antefix.attention.state import ForwardPrefixes
+from antefix.errors import UnsupportedModelError
+from antefix.sites import KEYWORD, Site, base_attention, implementation_of, switch
+
+SUPPORTED = ("eager", "sdpa")
+
+
+def open_site(module: nn.Module, site: Site) -> Callable[[], None]:
+    """Let prefixes into the attention of one module; the returned function closes it again, bit for bit."""
+    return switch(module, "antefix", attend, antefix_site=site)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as the base does over `[prefix; sequence]`; tensors are `(batch, head, token, dim)`."""
+    forward: ForwardPrefixes | None = kwargs.pop(KEYWORD, None)
+    site: Site = cast(Any, module.config).antefix_site
+    if forward is None:
+        raise UnsupportedModelError(
+            f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "
+            "model, or detach the bank first."
+        )
+    base = base_attention(module)
+    prefix = forward.at(site.path, key)
+    if prefix is None:
+        return base(module, query, key, value, attention_mask, *args, **kwargs)
+    implementation = implementation_of(module)
+    if implementation not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"a prefix cannot enter attention of implementation '{implementation}' yet; "
+            f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
+        )
+    prefix_key, prefix_value, real = prefix
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    # Only the sdpa function hides later keys by itself; the eager ones hide what the mask hides and nothing else.
+    mask = attended(attention_mask, query, key, prefix_key, real, bool(is_causal) and implementation == "sdpa")
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = _prepend_bias(forward, site, kwargs["position_bias"], prefix_key.shape[2])
+    joined_key = torch.cat([prefix_key, key], dim=2)
+    joined_value = torch.cat([prefix_value, value], dim=2)
+    return base(module, query, joined_key, joined_value, mask, *args, **kwargs)
+
+
+def _prepend_bias(forward: ForwardPrefixes, site: Site, bias: Tensor, num_virtual_tokens: int) -> Tensor:
+    """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
+    positions = forward.relative_positions
+    if positions is None or site.kind == "cross":
+        front = bias.new_zeros(*bias.shape[:3], num_virtual_tokens)
+    else:
+        front = positions.bias(num_virtual_tokens).to(bias.dtype)
+    batch = max(front.shape[0], bias.shape[0])
+    return torch.cat([front.expand(batch, -1, -1, -1), bias.expand(batch, -1, -1, -1)], dim=-1)

@@ -1,0 +1,40 @@
+"""The reference: put the prefix before the keys and values of each row and let the base attend over both.
+
+Slower than need be, because the prefix is copied for every row, and always right, whatever the base computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from antefix.shapes import Bool, Float
+
+
+def attended(
+    mask: Tensor | None,
+    query: Float[Tensor, "batch head query key_dim"],
+    key: Float[Tensor, "batch kv_head key key_dim"],
+    prefix_key: Float[Tensor, "batch kv_head token key_dim"],
+    real: Bool[Tensor, "batch token"] | None,
+    is_causal: bool,
+) -> Tensor | None:
+    """Return the mask over prefix and sequence: every query sees every real prefix token.
+
+    `mask` is the base's, boolean or additive, `(batch or 1, head or 1, query, key)`; without one, `is_causal` says
+    whether the base would have hidden later keys. None means that nothing is hidden.
+    """
+    queries, tokens = query.shape[2], prefix_key.shape[2]
+    if mask is None:
+        if real is None and not (is_causal and queries > 1):
+            return None
+        mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device)
+        mask = mask.tril() if is_causal and queries > 1 else mask
+    batch = mask.shape[0] if real is None else query.shape[0]
+    mask = mask.expand(batch, -1, -1, -1)
+    seen = torch.ones(batch, tokens, dtype=torch.bool, device=mask.device) if real is None else real
+    seen = seen[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
+    if mask.dtype != torch.bool:
+        lowest = torch.finfo(mask.dtype).min
+        seen = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device).masked_fill(~seen, lowest)
+    return torch.cat([seen, mask], dim=-1)

@@ -1,0 +1,314 @@
+"""`PrefixBank`: the named prefixes of one base model, and which row of a batch uses which."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from antefix.attention.backend import open_site
+from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
+from antefix.encoder import PrefixConfig, PrefixEncoder
+from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError, UnsupportedModelError
+from antefix.initialize import random_prefix, text_prefix, zero_prefix
+from antefix.positions import StackPositions
+from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.sites import KEYWORD, KINDS, Site, discover_sites, stack_path
+from antefix.storage import load_prefix, save_prefix
+
+Selection: TypeAlias = "str | None | Sequence[str | None]"
+MODULE_NAME = "antefix_prefixes"
+"""The name under which the model holds the trainable parts, so that any optimiser finds them."""
+
+
+def attach(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None) -> PrefixBank:
+    """Open every attention of a model to prefixes and return their bank; the model itself stays as it is.
+
+    Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
+    """
+    if hasattr(model, MODULE_NAME):
+        raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
+    return PrefixBank(model, discover_sites(model, example_inputs))
+
+
+class PrefixBank:
+    """The prefixes of one base model, by name; made by `attach`.
+
+    At most one selection is active in a thread: one name for all rows of a batch, or a list with a name (or None,
+    the bare base model) for each row. Rows that `generate` multiplies for beams keep the choice of their row.
+    """
+
+    def __init__(self, model: PreTrainedModel, sites: tuple[Site, ...]) -> None:
+        self.model = model
+        self.sites = sites
+        self.fingerprint = geometry_fingerprint(sites)
+        self._prefixes: dict[str, Prefix | nn.ModuleList] = {}
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._trainable = nn.ModuleList()
+        self._frozen_base: list[nn.Parameter] = []
+        self._default: Selection = None
+        self._scoped = threading.local()
+        self._undo = [open_site(model.get_submodule(site.path), site) for site in sites]
+        self._stacks = {path: _Stack(self, path) for path in dict.fromkeys(stack_path(model, site) for site in sites)}
+        model.add_module(MODULE_NAME, self._trainable)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the prefixes, in the order they came."""
+        return list(self._prefixes)
+
+    def add(
+        self,
+        name: str,
+        source: PrefixConfig | Prefix | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a prefix: from a `PrefixConfig` a trainable one, made active, the base frozen; a `Prefix` as it is.
+
+        `metadata` is kept with the prefix and saved with it. Raises `ConfigError`, `ContextLengthError` where the
+        model has too few positions, and `PrefixMismatchError` for a `Prefix` of another base model.
+        """
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"a prefix needs a name; {name!r} is none.")
+        if name in self._prefixes:
+            raise ConfigError(f"there is a prefix named '{name}' already; remove it first.")
+        if isinstance(source, Prefix):
+            source.check_fits(self.sites, self.fingerprint)
+            self._check_length(source.sites, source.num_virtual_tokens)
+            self._prefixes[name] = source
+            self._metadata[name] = {**source.metadata, **(metadata or {})}
+            return
+        encoders = self._encoders(source or PrefixConfig(), tokenizer)
+        self._freeze_base()
+        self._trainable.append(encoders)
+        self._prefixes[name] = encoders
+        self._metadata[name] = dict(metadata or {})
+        self.activate(name)
+
+    def load(self, path: str | os.PathLike[str], name: str) -> None:
+        """Add the prefix of a file, frozen and ready to use."""
+        self.add(name, load_prefix(path))
+
+    def save(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Write a prefix to a file, without the encoder that made it."""
+        save_prefix(self.prefix(name), path)
+
+    def prefix(self, name: str) -> Prefix:
+        """Return a prefix as data, on the CPU; of a trainable one, as it is now."""
+        held = self._get(name)
+        metadata = self._base_metadata() | self._metadata[name]
+        if isinstance(held, Prefix):
+            return Prefix(held.sites, held.keys, held.values, metadata)
+        training = self._trainable.training
+        with torch.no_grad():
+            held.eval()
+            made = {path: pair for encoder in held for path, pair in encoder.keys_and_values().items()}
+            held.train(training)
+        return Prefix(
+            sites=tuple(site for site in self.sites if site.path in made),
+            keys={path: key.cpu().clone(memory_format=torch.contiguous_format) for path, (key, _) in made.items()},
+            values={path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()},
+            metadata=metadata,
+        )
+
+    def remove(self, name: str) -> None:
+        """Drop a prefix; where it was active for all threads, none is afterwards."""
+        held = self._get(name)
+        del self._prefixes[name], self._metadata[name]
+        if isinstance(held, nn.ModuleList):
+            kept = [encoders for encoders in self._trainable if encoders is not held]
+            self._trainable = nn.ModuleList(kept)
+            setattr(self.model, MODULE_NAME, self._trainable)
+        if name in _names(self._default):
+            self._default = None
+
+    def activate(self, selection: Selection) -> None:
+        """Use this selection in every thread from now on, wherever no `use` says otherwise."""
+        self._check(selection)
+        self._default = selection
+
+    def deactivate(self) -> None:
+        """Run the bare base model wherever no `use` says otherwise."""
+        self._default = None
+
+    @contextmanager
+    def use(self, selection: Selection) -> Iterator[None]:
+        """Use a selection in this thread for as long as the context lasts."""
+        self._check(selection)
+        outer = getattr(self._scoped, "stack", ())
+        self._scoped.stack = (*outer, selection)
+        try:
+            yield
+        finally:
+            self._scoped.stack = outer
+
+    def detach(self) -> None:
+        """Give the base model back as it was, bit for bit."""
+        for stack in self._stacks.values():
+            stack.close()
+        for undo in reversed(self._undo):
+            undo()
+        self._stacks, self._undo = {}, []
+        for parameter in self._frozen_base:
+            parameter.requires_grad_(True)
+        self._frozen_base = []
+        self.model._modules.pop(MODULE_NAME, None)
+
+    def selection(self) -> Selection:
+        """Return what this thread uses now."""
+        scoped = getattr(self._scoped, "stack", ())
+        return scoped[-1] if scoped else self._default
+
+    def _materialize(self, name: str, paths: frozenset[str]) -> KeysAndValues:
+        """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
+        held = self._get(name)
+        if isinstance(held, Prefix):
+            return {path: (held.keys[path], held.values[path]) for path in held.keys if path in paths}
+        encoders = [encoder for encoder in held if encoder.sites[0].path in paths]
+        return {path: pair for encoder in encoders for path, pair in encoder.keys_and_values().items()}
+
+    def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> nn.ModuleList:
+        sites = config.select(self.sites)
+        self._check_length(sites, config.num_virtual_tokens)
+        initial = None
+        if config.init == "text":
+            if tokenizer is None:
+                raise ConfigError("init='text' needs the model's tokenizer: add(name, config, tokenizer=tokenizer).")
+            with self.use(None):
+                initial = text_prefix(self.model, tokenizer, config.init_text, config.num_virtual_tokens, sites)
+        elif config.init == "zero":
+            initial = zero_prefix(sites, config.num_virtual_tokens)
+        elif config.reparameterization is None:
+            initial = random_prefix(sites, config.num_virtual_tokens)
+        by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
+        encoders = nn.ModuleList(PrefixEncoder(group, config, initial) for group in by_kind if group)
+        return encoders.to(self.model.device)
+
+    def _check_length(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
+        """Say before training, not in the middle of it, that a model has too few positions."""
+        for site in sites:
+            limit = self._stacks[stack_path(self.model, site)].positions.limit
+            if site.kind != "cross" and limit is not None and num_virtual_tokens >= limit:
+                raise ContextLengthError(
+                    f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
+                    f"{type(self.model).__name__} has {limit} positions."
+                )
+
+    def _freeze_base(self) -> None:
+        own = {id(parameter) for parameter in self._trainable.parameters()}
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and id(parameter) not in own:
+                parameter.requires_grad_(False)
+                self._frozen_base.append(parameter)
+
+    def _base_metadata(self) -> dict[str, Any]:
+        return {
+            "base_model": getattr(self.model.config, "_name_or_path", "") or "",
+            "base_class": type(self.model).__name__,
+            "fingerprint": self.fingerprint,
+        }
+
+    def _check(self, selection: Selection) -> None:
+        for name in _names(selection):
+            if name is not None:
+                self._get(name)
+
+    def _get(self, name: str) -> Prefix | nn.ModuleList:
+        if name not in self._prefixes:
+            known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
+            raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")
+        return self._prefixes[name]
+
+
+class _Stack:
+    """One encoder or decoder of the model: sends each of its forwards down with the prefixes of its rows."""
+
+    def __init__(self, bank: PrefixBank, path: str) -> None:
+        self.bank = bank
+        self.module = bank.model.get_submodule(path)
+        own = [site for site in bank.sites if stack_path(bank.model, site) == path]
+        self.paths = frozenset(site.path for site in own)
+        self.self_attention = frozenset(site.path for site in own if site.kind != "cross")
+        assert isinstance(self.module, PreTrainedModel)
+        self.positions = StackPositions(self.module)
+        self.parameters = list(inspect.signature(self.module.forward).parameters)
+        self.hooks = [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def close(self) -> None:
+        """Take every hook away."""
+        for hook in self.hooks:
+            hook.remove()
+        self.positions.close()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
+        inputs[KEYWORD] = self._prefixes(inputs)
+        return (), inputs
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.positions.forget()
+
+    def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
+        """Materialise the prefixes of this forward, once, and move the tokens behind them."""
+        selection = self.bank.selection()
+        used = list(dict.fromkeys(name for name in _names(selection) if name is not None))
+        if not used:
+            return NO_PREFIXES
+        _refuse_reentrant_checkpointing(self.module)
+        batch = _batch_size(inputs)
+        names = [selection] * batch if isinstance(selection, str) else _repeat(_names(selection), batch)
+        prefixes = tuple(self.bank._materialize(name, self.paths) for name in used)
+        lengths = [self._length(prefix) for prefix in prefixes]
+        rows = tuple(-1 if name is None else used.index(name) for name in names)
+        relative = None
+        if any(lengths):
+            relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
+        return ForwardPrefixes(prefixes, rows, relative)
+
+    def _length(self, prefix: KeysAndValues) -> int:
+        """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
+        return next((key.shape[1] for path, (key, _) in prefix.items() if path in self.self_attention), 0)
+
+
+def _names(selection: Selection) -> Sequence[str | None]:
+    return [selection] if selection is None or isinstance(selection, str) else selection
+
+
+def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:
+    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers."""
+    times, rest = divmod(batch, len(names))
+    if rest or not times:
+        raise ConfigError(f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row.")
+    return [name for name in names for _ in range(times)]
+
+
+def _batch_size(inputs: Mapping[str, Any]) -> int:
+    """Return the rows of the stack's main input."""
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(inputs.get(name), Tensor):
+            return int(inputs[name].shape[0])
+    return int(next(value for value in inputs.values() if isinstance(value, Tensor)).shape[0])
+
+
+def _refuse_reentrant_checkpointing(stack: nn.Module) -> None:
+    """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
+    for module in stack.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            if getattr(module, "gradient_checkpointing", False) and stack.training:
+                raise UnsupportedModelError(
+                    "reentrant gradient checkpointing drops the gradients of a prefix; call "
+                    "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+                )
+            return

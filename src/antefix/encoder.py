@@ -1,0 +1,163 @@
+"""`PrefixEncoder`: the trainable parameters that make a prefix, and `PrefixConfig`, which says how.
+
+Li & Liang (2021), section 4: either the keys and values themselves are trained (`embedding`), or a small embedding
+and a two-layer network that makes them and is thrown away after training (`mlp`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from antefix.errors import ConfigError
+from antefix.prefix import Prefix
+from antefix.shapes import Float, Int
+from antefix.sites import KINDS, Kind, Site
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """How a prefix is made and where it stands; raises `ConfigError` for a setting that cannot be.
+
+    `layers` restricts it to these layer numbers. `num_frozen_tokens` first tokens keep the values they start with;
+    None freezes one, the attention sink, at causal self-attention initialised from text, and none elsewhere.
+    """
+
+    num_virtual_tokens: int = 32
+    sites: tuple[Kind, ...] = KINDS
+    layers: tuple[int, ...] | None = None
+    reparameterization: Literal["mlp"] | None = None
+    encoder_hidden_size: int = 512
+    init: Literal["text", "random", "zero"] = "text"
+    init_text: str | None = None
+    num_frozen_tokens: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", (self.sites,) if isinstance(self.sites, str) else tuple(self.sites))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        _at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
+        _at_least("encoder_hidden_size", self.encoder_hidden_size, 1)
+        _one_of("reparameterization", self.reparameterization, (None, "mlp"))
+        _one_of("init", self.init, ("text", "random", "zero"))
+        for kind in self.sites:
+            _one_of("sites", kind, KINDS)
+        if not self.sites:
+            raise ConfigError("sites is empty; name at least one of 'encoder', 'decoder' and 'cross'.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if self.init_text is not None and self.init != "text":
+            raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
+        if self.num_frozen_tokens is not None:
+            _at_least("num_frozen_tokens", self.num_frozen_tokens, 0)
+            if self.num_frozen_tokens >= self.num_virtual_tokens:
+                raise ConfigError(
+                    f"num_frozen_tokens is {self.num_frozen_tokens} of {self.num_virtual_tokens} virtual tokens; "
+                    "at least one must be left to train."
+                )
+            if self.num_frozen_tokens and self.reparameterization == "mlp" and self.init == "random":
+                raise ConfigError(
+                    "num_frozen_tokens needs values to freeze, and an MLP with init='random' has none to start from; "
+                    "set init='text' or num_frozen_tokens=0."
+                )
+
+    def select(self, sites: Iterable[Site]) -> tuple[Site, ...]:
+        """Return those of a model's sites that the prefix shall stand at."""
+        chosen = tuple(
+            site
+            for site in sites
+            if site.kind in self.sites and (self.layers is None or site.layer in self.layers)
+        )
+        if not chosen:
+            raise ConfigError(f"no attention of this model is among sites={self.sites} and layers={self.layers}.")
+        return chosen
+
+    def frozen_tokens(self, kind: Kind) -> int:
+        """Return how many first tokens stay as they are at sites of this kind."""
+        if self.num_frozen_tokens is not None:
+            return self.num_frozen_tokens
+        return int(kind == "decoder" and self.init == "text" and self.num_virtual_tokens > 1)
+
+
+class PrefixEncoder(nn.Module):
+    """Make the keys and values of all sites of one kind from trainable parameters, always kept in fp32.
+
+    The flat output has one row a virtual token: for each site its key, then its value, heads first. `initial` is the
+    prefix to begin at; without one, the parameters are drawn as PyTorch draws them. With the MLP, `initial` is added
+    to what the network makes, which begins at zero.
+    """
+
+    def __init__(self, sites: Sequence[Site], config: PrefixConfig, initial: Prefix | None = None) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        self.num_virtual_tokens = config.num_virtual_tokens
+        self.num_frozen_tokens = config.frozen_tokens(self.sites[0].kind) if initial is not None else 0
+        self.width = sum(site.width for site in self.sites)
+        self.dropout = nn.Dropout(config.dropout)
+        start = None if initial is None else flatten(initial, self.sites)
+        if config.reparameterization == "mlp":
+            narrow = self.sites[0].num_key_value_heads * self.sites[0].key_dim
+            self.embedding = nn.Embedding(self.num_virtual_tokens, narrow)
+            self.transform: nn.Module = nn.Sequential(
+                nn.Linear(narrow, config.encoder_hidden_size),
+                nn.Tanh(),
+                nn.Linear(config.encoder_hidden_size, self.width),
+            )
+            if start is not None:
+                nn.init.zeros_(self.transform[2].weight)
+                nn.init.zeros_(self.transform[2].bias)
+            self.register_buffer("start", start)
+        else:
+            self.embedding = nn.Embedding(self.num_virtual_tokens, self.width, _weight=start)
+            self.transform = nn.Identity()
+            self.register_buffer("start", start if self.num_frozen_tokens else None)
+
+    def forward(
+        self, tokens: Int[torch.Tensor, "*batch token"] | None = None
+    ) -> Float[torch.Tensor, "*batch token width"]:
+        """Return the flat keys and values of virtual tokens, numbered from 0; by default of all, once."""
+        if tokens is None:
+            tokens = torch.arange(self.num_virtual_tokens, device=self.embedding.weight.device)
+        flat = self.transform(self.embedding(tokens))
+        if self.start is not None:
+            start = self.start[tokens]
+            trained = start + flat if isinstance(self.transform, nn.Sequential) else flat
+            flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
+        return self.dropout(flat)
+
+    def keys_and_values(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path, with gradients."""
+        return split(self(), self.sites)
+
+
+def flatten(prefix: Prefix, sites: Sequence[Site]) -> Float[torch.Tensor, "token width"]:
+    """Lay a prefix out flat, in fp32: one row a token, for each site its key, then its value, heads first."""
+    parts = [part for site in sites for part in (prefix.keys[site.path], prefix.values[site.path])]
+    return torch.cat([part.detach().float().transpose(0, 1).flatten(1) for part in parts], dim=1)
+
+
+def split(
+    flat: Float[torch.Tensor, "token width"], sites: Sequence[Site]
+) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Undo `flatten`: return `(key, value)` by site path, as views `(kv_head, token, dim)` of `flat`."""
+    dims = [(site.num_key_value_heads, dim) for site in sites for dim in (site.key_dim, site.value_dim)]
+    columns = flat.split([heads * dim for heads, dim in dims], dim=1)
+    parts = [
+        column.unflatten(1, shape).transpose(0, 1) for column, shape in zip(columns, dims, strict=True)
+    ]
+    return {site.path: (parts[2 * i], parts[2 * i + 1]) for i, site in enumerate(sites)}
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")

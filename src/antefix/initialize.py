@@ -1,0 +1,77 @@
+"""What a prefix starts from: noise, zeros, or the keys and values of real text.
+
+Real text is captured at the attention of each site, not from the cache: a sliding-window cache would keep the
+window only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from antefix.errors import ConfigError
+from antefix.prefix import Prefix
+from antefix.shapes import Int
+from antefix.sites import Site, observe_attention
+
+DEFAULT_TEXT = (
+    "Read the input with care, then write the answer that the task asks for. Keep to the form of the examples, "
+    "use what the input says, and add nothing that it does not say.\n"
+)
+"""The instruction that a prefix starts from when no text is given: any text beats noise, because its keys are real."""
+
+
+def random_prefix(sites: Sequence[Site], num_virtual_tokens: int) -> Prefix:
+    """Draw every key and value from a standard normal distribution with torch's generator."""
+    return _filled(sites, num_virtual_tokens, torch.randn)
+
+
+def zero_prefix(sites: Sequence[Site], num_virtual_tokens: int) -> Prefix:
+    """Set every key and value to zero: attention mass without content."""
+    return _filled(sites, num_virtual_tokens, torch.zeros)
+
+
+def text_prefix(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    num_virtual_tokens: int,
+    sites: Sequence[Site],
+) -> Prefix:
+    """Capture the first `num_virtual_tokens` tokens of a text, repeated as often as it takes to fill them.
+
+    A prefix made in this way equals having these tokens in context. The tokenizer's own first token, such as the
+    beginning of sequence, comes first. Raises `ConfigError` for a text without tokens.
+    """
+    text = DEFAULT_TEXT if text is None else text
+    body = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not body:
+        raise ConfigError(f"init_text is {text!r}, which has no tokens to start a prefix from.")
+    bos = tokenizer.bos_token_id
+    opening = [bos] if bos is not None and tokenizer(text)["input_ids"][0] == bos else []
+    ids = (opening + body * -(-num_virtual_tokens // len(body)))[:num_virtual_tokens]
+    return token_prefix(model, torch.tensor([ids], device=model.device), sites)
+
+
+def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"], sites: Sequence[Site]) -> Prefix:
+    """Capture the keys and values of tokens, which an encoder-decoder reads on both its sides."""
+    inputs = {"input_ids": input_ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = input_ids
+    calls = {call.path: call for call in observe_attention(model, inputs)}
+    return Prefix(
+        sites=tuple(sites),
+        keys={site.path: calls[site.path].key[0].float().cpu() for site in sites},
+        values={site.path: calls[site.path].value[0].float().cpu() for site in sites},
+    )
+
+
+def _filled(sites: Sequence[Site], tokens: int, fill: object) -> Prefix:
+    assert callable(fill)
+    return Prefix(
+        sites=tuple(sites),
+        keys={site.path: fill(site.num_key_value_heads, tokens, site.key_dim) for site in sites},
+        values={site.path: fill(site.num_key_value_heads, tokens, site.value_dim) for site in sites},
+    )

@@ -1,0 +1,110 @@
+"""`Prefix`: the trained keys and values of one task, immutable, with what is known about their base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from antefix.errors import ConfigError, PrefixFormatError, PrefixMismatchError
+from antefix.shapes import Float
+from antefix.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)` for every site, by its path.
+
+    `metadata` holds what can be written as JSON: the base model's name, class and fingerprint, and how it was trained.
+    Raises `PrefixFormatError` where tensors and sites do not fit together.
+    """
+
+    sites: tuple[Site, ...]
+    keys: Mapping[str, Float[torch.Tensor, "kv_head token key_dim"]]
+    values: Mapping[str, Float[torch.Tensor, "kv_head token value_dim"]]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", tuple(self.sites))
+        for name in ("keys", "values", "metadata"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        self._validate()
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """How many tokens the prefix stands for."""
+        return next(iter(self.keys.values())).shape[1]
+
+    def check_fits(self, base_sites: Sequence[Site], fingerprint: str) -> None:
+        """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites."""
+        known = {site.path: site for site in base_sites}
+        differences = [_difference(site, known.get(site.path)) for site in self.sites if known.get(site.path) != site]
+        if not differences and self.metadata.get("fingerprint", fingerprint) != fingerprint:
+            differences = [f"the base model has {len(base_sites)} sites of another geometry"]
+        if differences:
+            made_for = self.metadata.get("base_model") or self.metadata.get("base_class") or "another base model"
+            more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+            raise PrefixMismatchError(
+                f"the prefix was made for {made_for} and does not fit this model: {'; '.join(differences[:3])}{more}."
+            )
+
+    def _validate(self) -> None:
+        paths = {site.path for site in self.sites}
+        if not paths or set(self.keys) != paths or set(self.values) != paths:
+            raise PrefixFormatError("a prefix needs exactly one key and one value tensor for each of its sites.")
+        tokens = self.num_virtual_tokens
+        if tokens < 1:
+            raise PrefixFormatError("a prefix needs at least one virtual token.")
+        for site in self.sites:
+            for name, tensor, dim in (
+                ("key", self.keys[site.path], site.key_dim),
+                ("value", self.values[site.path], site.value_dim),
+            ):
+                expected = (site.num_key_value_heads, tokens, dim)
+                if tuple(tensor.shape) != expected or not tensor.is_floating_point():
+                    raise PrefixFormatError(
+                        f"the {name} of '{site.path}' is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                        f"expected a floating-point tensor of shape {expected}."
+                    )
+
+
+def concat(prefixes: Sequence[Prefix]) -> Prefix:
+    """Put prefixes of one base model one after another into one prefix; metadata of the first is kept.
+
+    Keys are joined as they are: each part keeps the positions it was trained at.
+    Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
+    """
+    if not prefixes:
+        raise ConfigError("concat needs at least one prefix.")
+    first = prefixes[0]
+    for other in prefixes[1:]:
+        if set(other.sites) != set(first.sites):
+            raise PrefixMismatchError("prefixes can be concatenated only where they have the same sites; these differ.")
+    return Prefix(
+        sites=first.sites,
+        keys={path: torch.cat([prefix.keys[path] for prefix in prefixes], dim=1) for path in first.keys},
+        values={path: torch.cat([prefix.values[path] for prefix in prefixes], dim=1) for path in first.values},
+        metadata=first.metadata,
+    )
+
+
+def geometry_fingerprint(sites: Sequence[Site]) -> str:
+    """Return a hash of a base model's sites: paths, kinds, layers, heads and dimensions, no weights."""
+    text = json.dumps([asdict(site) for site in sorted(sites, key=lambda site: site.path)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _difference(site: Site, base: Site | None) -> str:
+    if base is None:
+        return f"it has no {site.kind} attention at '{site.path}'"
+    parts = [
+        f"{name} {theirs} instead of {ours}"
+        for (name, ours), theirs in zip(asdict(site).items(), asdict(base).values(), strict=True)
+        if ours != theirs
+    ]
+    return f"'{site.path}' has {', '.join(parts)}"

@@ -1,0 +1,234 @@
+"""Where a prefix can stand: the attention modules of a model, found by watching one tiny forward.
+
+No table of architectures: every module that dispatches through Transformers' `AttentionInterface` is a site, and
+what it passes there tells its number of key/value heads, its dimensions and its kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from antefix.errors import UnsupportedModelError
+
+Kind: TypeAlias = Literal["encoder", "decoder", "cross"]
+KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
+KEYWORD = "antefix"
+"""The keyword of a forward under which everything about its prefixes travels down to the attention."""
+
+AttentionFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention module that can carry a prefix; dimensions count numbers a head and token."""
+
+    path: str
+    kind: Kind
+    layer: int
+    num_key_value_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def width(self) -> int:
+        """How many numbers one virtual token holds at this site, key and value together."""
+        return self.num_key_value_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one attention module passed to the attention function: tensors `(batch, head, token, dim)`."""
+
+    path: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    is_causal: bool
+    keyword_arrived: bool
+
+
+def discover_sites(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Find the sites of a model by running one forward of a few tokens, or of `example_inputs`.
+
+    Raises `UnsupportedModelError` where no attention dispatches through `AttentionInterface`.
+    """
+    calls = observe_attention(model, example_inputs or _tiny_inputs(model))
+    if not calls:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes its attention itself instead of dispatching it through Transformers' "
+            "AttentionInterface, so a prefix cannot reach it; supported are the models that do, such as Llama, Qwen, "
+            "Gemma, Mistral, GPT-2, BERT, T5 and BART."
+        )
+    lost = [call.path for call in calls if not call.keyword_arrived]
+    if lost:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} drops unknown keywords on the way to {len(set(lost))} of its attention modules "
+            f"(the first is '{lost[0]}'), so a prefix would not reach them."
+        )
+    sites = {call.path: _site(call) for call in reversed(calls)}
+    return tuple(sites[path] for path in dict.fromkeys(call.path for call in calls))
+
+
+def observe_attention(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[AttentionCall]:
+    """Run one forward of the bare base model without gradients and return its attention calls in order."""
+    calls: list[AttentionCall] = []
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    with ExitStack() as stack, torch.no_grad():
+        for path, module in model.named_modules():
+            if isinstance(module, PreTrainedModel):
+                stack.enter_context(_send_probe(module))
+            elif implementation_of(module) is not None:
+                stack.enter_context(_observed(path, module, calls))
+        try:
+            model(**inputs)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+    return calls
+
+
+def stack_path(model: PreTrainedModel, site: Site) -> str:
+    """Return the path of a site's stack: the innermost `PreTrainedModel` around it, which is given its positions."""
+    parts = site.path.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        path = ".".join(parts[:end])
+        if isinstance(model.get_submodule(path), PreTrainedModel):
+            return path
+    return ""
+
+
+def implementation_of(module: nn.Module) -> str | None:
+    """Return the base's attention implementation at a module, whatever antefix has put before its name."""
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return name.rpartition("|")[2] if isinstance(name, str) and name.startswith("antefix") else name
+
+
+def base_attention(module: nn.Module) -> AttentionFunction:
+    """Return the attention function that the base model would call at this module."""
+    implementation = implementation_of(module)
+    if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):  # GPT-2 has its own way then
+        upcast = cast(Any, module)._upcast_and_reordered_attn
+        return lambda _, query, key, value, mask, **__: upcast(query, key, value, mask)
+    for cls in type(module).__mro__:
+        modeling = sys.modules[cls.__module__]
+        interface = getattr(modeling, "ALL_ATTENTION_FUNCTIONS", None)
+        if interface is not None:
+            eager = getattr(modeling, "eager_attention_forward", None)
+            function = interface.get_interface(implementation, eager)
+            if function is not None:
+                return cast(AttentionFunction, function)
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has no '{implementation}' attention function that a prefix could extend; "
+        "load the model with attn_implementation='sdpa'."
+    )
+
+
+@contextmanager
+def switched(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Iterator[None]:
+    """Let `function` compute a module's attention, by a copy of its config that it alone has."""
+    undo = switch(module, name, function, **attributes)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def switch(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Callable[[], None]:
+    """Do what `switched` does until the returned function is called."""
+    implementation = implementation_of(module) or "eager"
+    full_name = f"{name}|{implementation}"
+    AttentionInterface.register(full_name, function)
+    if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(full_name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    original = module.config
+    own = copy.copy(original)
+    # The property's setter would change the sub-configs too, and the copy shares those with the base.
+    own.__dict__["_attn_implementation_internal"] = full_name
+    own.__dict__.update(attributes)
+    module.config = own
+
+    def undo() -> None:
+        module.config = original
+
+    return undo
+
+
+def _observed(path: str, module: nn.Module, calls: list[AttentionCall]) -> Any:
+    """Note the attention calls of one module for as long as the context lasts."""
+
+    def note(call: AttentionCall) -> None:
+        calls.append(call)
+
+    return switched(module, "antefix-observe", _observe, antefix_path=path, antefix_note=note)
+
+
+def _observe(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Note the call, then compute what the base would."""
+    arrived = kwargs.pop(KEYWORD, None) is not None
+    config = cast(Any, module.config)
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    config.antefix_note(AttentionCall(config.antefix_path, query, key, value, bool(is_causal), arrived))
+    return base_attention(module)(module, query, key, value, mask, *args, **kwargs)
+
+
+@contextmanager
+def _send_probe(module: PreTrainedModel) -> Iterator[None]:
+    """Send the keyword down from a stack, as the bank will, to see which attention modules it reaches."""
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values()):
+        yield
+        return
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, KEYWORD: "probe"}), with_kwargs=True, prepend=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _site(call: AttentionCall) -> Site:
+    cross = call.query.shape[2] != call.key.shape[2]
+    kind: Kind = "cross" if cross else "decoder" if call.is_causal else "encoder"
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", call.path)
+    return Site(
+        path=call.path,
+        kind=kind,
+        layer=int(number[1]) if number else 0,
+        num_key_value_heads=call.key.shape[1],
+        key_dim=call.key.shape[3],
+        value_dim=call.value.shape[3],
+    )
+
+
+def _tiny_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Three tokens for an encoder, two for its decoder: lengths that tell cross-attention from self-attention."""
+    if model.main_input_name != "input_ids":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} reads '{model.main_input_name}', not token ids; show antefix one batch of it: "
+            "attach(model, example_inputs=batch)."
+        )
+    config = model.config.get_text_config()
+    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ordinary = [token for token in range(min(8, config.vocab_size)) if token not in special][:3]
+    ids = torch.tensor([ordinary], device=model.device)
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :2]
+    return inputs

@@ -1,0 +1,122 @@
+"""Prefix files: one safetensors file, versioned, written atomically. `docs/format.md` has every byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from antefix.errors import PrefixFormatError
+from antefix.prefix import Prefix
+from antefix.sites import KINDS, Site
+
+FORMAT = "antefix.prefix"
+VERSION = "1"
+
+
+def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
+    """Write a prefix to a file; whoever reads the path meanwhile sees the old file or the new one, never a part."""
+    tensors = {}
+    for site in prefix.sites:
+        tensors[f"{site.path}.key"] = prefix.keys[site.path].detach().cpu().contiguous()
+        tensors[f"{site.path}.value"] = prefix.values[site.path].detach().cpu().contiguous()
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "num_virtual_tokens": str(prefix.num_virtual_tokens),
+        "sites": json.dumps([asdict(site) for site in prefix.sites]),
+        "metadata": json.dumps(dict(prefix.metadata)),
+    }
+    write_atomically(Path(path), save(tensors, metadata))
+
+
+def load_prefix(path: str | os.PathLike[str]) -> Prefix:
+    """Read a prefix from a file; raises `PrefixFormatError` for anything but an intact prefix file."""
+    path = Path(path)
+    if not path.is_file():
+        raise PrefixFormatError(f"there is no prefix file at '{path}'.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_header(header, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {error}.") from error
+    try:
+        sites = tuple(_read_site(entry) for entry in json.loads(header["sites"]))
+        metadata = json.loads(header["metadata"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrefixFormatError(f"the header of '{path}' is damaged: {error}.") from error
+    if not isinstance(metadata, dict):
+        raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")
+    return _assemble(path, header, sites, tensors, metadata)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content whole: write beside it, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _check_header(header: Mapping[str, str], path: Path) -> None:
+    if header.get("format") != FORMAT:
+        raise PrefixFormatError(f"'{path}' is a safetensors file, but not a prefix file (format='{FORMAT}' is missing).")
+    if header.get("version") != VERSION:
+        raise PrefixFormatError(
+            f"'{path}' has format version {header.get('version')}; this antefix reads version {VERSION}."
+        )
+
+
+def _read_site(entry: Mapping[str, Any]) -> Site:
+    types = {field.name: int for field in fields(Site)} | {"path": str, "kind": str}
+    if set(entry) != set(types) or any(type(entry[name]) is not kind for name, kind in types.items()):
+        raise ValueError(f"a site is described as {entry}")
+    if entry["kind"] not in KINDS:
+        raise ValueError(f"a site is of kind {entry['kind']!r}")
+    return Site(**entry)
+
+
+def _assemble(
+    path: Path,
+    header: Mapping[str, str],
+    sites: tuple[Site, ...],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+) -> Prefix:
+    expected = {f"{site.path}.{part}" for site in sites for part in ("key", "value")}
+    if set(tensors) != expected:
+        odd = sorted(set(tensors) ^ expected)
+        raise PrefixFormatError(f"'{path}' does not hold the tensors its header lists; the first at odds is '{odd[0]}'.")
+    prefix = Prefix(
+        sites=sites,
+        keys={site.path: tensors[f"{site.path}.key"] for site in sites},
+        values={site.path: tensors[f"{site.path}.value"] for site in sites},
+        metadata=metadata,
+    )
+    if header.get("num_virtual_tokens") != str(prefix.num_virtual_tokens):
+        raise PrefixFormatError(
+            f"'{path}' names {header.get('num_virtual_tokens')} virtual tokens and holds {prefix.num_virtual_tokens}."
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
+    return prefix
