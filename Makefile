@@ -40,6 +40,5 @@ clean:  ## remove what the commands above made
 	touch $@
 
 .venv/dev.done: pyproject.toml .venv/demo.done
-	$(INSTALL) --editable '.[train,plot,eval,peft]' \
-		beartype import-linter jaxtyping mkdocs-material mypy pre-commit pytest ruff types-PyYAML
+	$(INSTALL) --editable '.[train,plot,eval,peft,dev]'
 	touch $@

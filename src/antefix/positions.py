@@ -79,7 +79,7 @@ class StackPositions:
 
     def _check_limit(self, positions: Tensor, offsets: Tensor) -> None:
         limit = self.limit
-        if limit is None:
+        if limit is None or positions.is_meta:
             return
         needed = int((positions + offsets).max()) + 1
         if needed > limit:

@@ -1,0 +1,72 @@
+"""The `antefix` command, and how it says that something went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import transformers
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from antefix import __version__
+from antefix.cli.demo import demo
+from antefix.cli.generate import generate
+from antefix.cli.train import train
+from antefix.cli.walkthrough import walkthrough
+from antefix.errors import AntefixError
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns antefix's own errors into one sentence and an exit status; any other keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            return super().invoke(ctx)
+        except (AntefixError, OSError) as error:
+            _say(f"[bold red]error:[/] {_plain(error)}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            _say("[bold yellow]stopped:[/] interrupted.")
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def _plain(error: Exception) -> str:
+    """Return the message of an error without letting rich read brackets in it as markup."""
+    return str(error).replace("[", "\\[")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"antefix {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Prefix-tuning for every Transformers model.",
+)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Prefix-tuning for every Transformers model."""
+
+
+app.command()(demo)
+app.command()(train)
+app.command()(generate)
+app.command()(walkthrough)

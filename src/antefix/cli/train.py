@@ -1,0 +1,117 @@
+"""`antefix train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from antefix.errors import ConfigError
+from antefix.training import Recipe, TrainingResult
+from antefix.training import train as train_recipe
+
+INTERRUPTED = 130
+
+
+def train(
+    recipe: Annotated[
+        Optional[Path], typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="Examples: .jsonl or .csv, either may be gzipped.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Option(help="Template of the prompt, such as '{question}\\n'; \\n is a line break.")
+    ] = None,
+    answer: Annotated[Optional[str], typer.Option(help="Template of the answer, such as '{answer}'.")] = None,
+    output: Annotated[Optional[str], typer.Option(help="Folder for prefix, metrics and curve.")] = None,
+    eval_data: Annotated[
+        Optional[str], typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
+    ] = None,
+    answer_tokenizer: Annotated[
+        Optional[str], typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+    ] = None,
+    num_examples: Annotated[Optional[int], typer.Option(help="Use only this many first examples.")] = None,
+    num_virtual_tokens: Annotated[Optional[int], typer.Option(help="Length of the prefix. [default: 32]")] = None,
+    reparameterization: Annotated[
+        Optional[str], typer.Option(help="'mlp' trains through the paper's network, thrown away afterwards.")
+    ] = None,
+    init: Annotated[Optional[str], typer.Option(help="Start from 'text', 'random' or 'zero'. [default: text]")] = None,
+    init_text: Annotated[Optional[str], typer.Option(help="The text to start from.")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate. [default: 0.005]")] = None,
+    epochs: Annotated[Optional[float], typer.Option(help="Passes over the data. [default: 3]")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Examples a step. [default: 16]")] = None,
+    gradient_checkpointing: Annotated[
+        Optional[bool], typer.Option("--gradient-checkpointing", help="Recompute activations to save memory.")
+    ] = None,
+    exact_match: Annotated[
+        Optional[bool], typer.Option("--exact-match", help="Also generate and score the held-out answers.")
+    ] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
+) -> None:
+    """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
+    prefix = {
+        "num_virtual_tokens": num_virtual_tokens,
+        "reparameterization": reparameterization,
+        "init": init,
+        "init_text": init_text,
+    }
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "prompt": _unescape(prompt),
+        "answer": _unescape(answer),
+        "output": output,
+        "eval_data": eval_data,
+        "answer_tokenizer": answer_tokenizer,
+        "num_examples": num_examples,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "gradient_checkpointing": gradient_checkpointing,
+        "exact_match": exact_match,
+        "seed": seed,
+        "prefix": prefix,
+    }
+    console = Console(stderr=True)
+    chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
+    result = train_reporting_interrupts(chosen, console)
+    print_result(result, console)
+
+
+def train_reporting_interrupts(recipe: Recipe, console: Console) -> TrainingResult:
+    """Train; on Ctrl-C say where the last checkpoint lies and exit with status 130."""
+    try:
+        return train_recipe(recipe, console)
+    except KeyboardInterrupt as interrupt:
+        checkpoints = sorted(Path(recipe.output).glob("checkpoint-*/prefix.safetensors"), key=lambda p: p.stat().st_mtime)
+        kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there was no checkpoint yet"
+        console.print(f"[bold yellow]stopped:[/] interrupted; {kept}.", highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def print_result(result: TrainingResult, console: Console) -> None:
+    """Print the scores before and after, and where the files lie."""
+    table = Table("held out", "base", "with prefix")
+    for name, before in result.metrics["before"].items():
+        after = result.metrics["after"][name]
+        if name == "exact_match":
+            table.add_row("exact match", f"{before:.1%}", f"{after:.1%}")
+        else:
+            table.add_row("loss (nats a token)", f"{before:.4f}", f"{after:.4f}")
+    console.print(table)
+    for path in (result.prefix_path, result.metrics_path, result.curve_path):
+        if path is not None:
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _unescape(template: str | None) -> str | None:
+    if template is None:
+        return None
+    if template.endswith("\\") and not template.endswith("\\\\"):
+        raise ConfigError(f"the template {template!r} ends in a lone backslash; write \\\\ for a backslash.")
+    return template.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

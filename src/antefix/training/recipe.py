@@ -1,0 +1,105 @@
+"""`Recipe`: everything that decides how a prefix is trained, in one file that can be kept beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from antefix.encoder import PrefixConfig
+from antefix.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a prefix is trained; the defaults are the recommended ones. Raises `ConfigError` for what cannot be.
+
+    `prompt` and `answer` are templates over the fields of the examples, such as `"{question}\\n"`. Without
+    `eval_data`, every tenth example is held out, at most 200. `num_examples` uses that many first examples.
+    """
+
+    model: str
+    data: str
+    prompt: str
+    answer: str
+    output: str = "runs/prefix"
+    name: str = "prefix"
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
+    eval_data: str | None = None
+    answer_tokenizer: str | None = None
+    num_examples: int | None = None
+    learning_rate: float = 5e-3
+    epochs: float = 3.0
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    max_length: int = 1024
+    exact_match: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "prompt", "answer", "output", "name"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; a recipe needs it as text.")
+        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_length"):
+            if isinstance(getattr(self, name), (bool, str)) or not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a number above 0.")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_length", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
+        if self.num_examples is not None and (not isinstance(self.num_examples, int) or self.num_examples < 1):
+            raise ConfigError(f"num_examples is {self.num_examples!r}; it must be a whole number of at least 1.")
+        if isinstance(self.prefix, Mapping):
+            object.__setattr__(self, "prefix", _build(PrefixConfig, self.prefix, "prefix"))
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Recipe:
+        """Read a recipe; `overrides` that are not None replace what the file says, `prefix` field by field."""
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"the recipe '{path}' cannot be read: {error.strerror}.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"the recipe '{path}' must be a mapping of settings to values.")
+        return cls.from_settings(settings, **overrides)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **overrides: Any) -> Recipe:
+        """Build a recipe from a mapping, with overrides as in `from_yaml`."""
+        prefix = settings.get("prefix") or {}
+        if not isinstance(prefix, Mapping):
+            raise ConfigError("'prefix' in a recipe must be a mapping of PrefixConfig's settings to values.")
+        prefix = {**prefix, **_given(overrides.pop("prefix", {}))}
+        return _build(cls, {**settings, **_given(overrides), "prefix": prefix}, "the recipe")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data, as `from_settings` takes it."""
+        return asdict(self)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _build(cls: type[Any], settings: Mapping[str, Any], where: str) -> Any:
+    known = {item.name: item for item in fields(cls)}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(f"{where} has no setting '{unknown[0]}'; it knows {', '.join(known)}.")
+    required = ("model", "data", "prompt", "answer") if cls is Recipe else ()
+    missing = [name for name in required if name not in settings]
+    if missing:
+        raise ConfigError(f"{where} lacks '{missing[0]}'; say it in the file or as --{missing[0]}.")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ConfigError(f"{where} has a setting of the wrong type: {error}.") from error

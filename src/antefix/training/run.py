@@ -1,0 +1,186 @@
+"""`train`: from a recipe to a prefix file, its metrics and its loss curve."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from antefix.bank import PrefixBank, attach
+from antefix.embedded import model_path
+from antefix.errors import ConfigError, DataError
+from antefix.storage import write_atomically
+from antefix.training.curve import draw_loss_curve
+from antefix.training.data import Collator, Encoder, Example, Template, fill_templates, read_rows
+from antefix.training.evaluation import exact_match, loss_per_token, padding_id
+from antefix.training.recipe import Recipe
+from antefix.training.trainer import FILE_NAME, PrefixTrainer, ProgressCallback
+
+MOST_HELD_OUT = 200
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the prefix lies and how it did; `metrics` is also in `metrics.json`."""
+
+    prefix_path: Path
+    metrics_path: Path
+    curve_path: Path | None
+    metrics: dict[str, Any]
+
+
+def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
+    """Train a prefix as a recipe says; nothing is written before data, templates and model are known to fit.
+
+    Raises `AntefixError` for bad settings, data or models. An interrupt leaves the last checkpoint in
+    `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
+    """
+    console = console or Console(stderr=True)
+    examples, held_out = _examples(recipe)
+    set_seed(recipe.seed)
+    model, encoder = load_base(recipe.model, recipe.answer_tokenizer, recipe.max_length)
+    rows, held_out_rows = ([encoder.encode(example) for example in part] for part in (examples, held_out))
+    bank = attach(model)
+    bank.add(recipe.name, recipe.prefix, tokenizer=encoder.tokenizer, metadata={"training": recipe.as_dict()})
+    with bank.use(None):
+        before = _score(recipe, model, encoder, held_out, held_out_rows)
+    history, speed = _fit(recipe, bank, encoder, rows, console)
+    after = _score(recipe, model, encoder, held_out, held_out_rows)
+    metrics = {
+        "before": before,
+        "after": after,
+        "train_loss": history,
+        "num_train_examples": len(rows),
+        "num_held_out_examples": len(held_out_rows),
+        "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "tokens_per_second": round(speed, 1),
+        "recipe": recipe.as_dict(),
+    }
+    return _write(recipe, bank, metrics)
+
+
+def load_base(
+    name: str, answer_tokenizer: str | None = None, max_length: int = 1024
+) -> tuple[PreTrainedModel, Encoder]:
+    """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
+
+    Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
+    """
+    source = str(model_path()) if name == "embedded" else name
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        for_answers = AutoTokenizer.from_pretrained(answer_tokenizer) if answer_tokenizer else tokenizer
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        on_gpu = torch.cuda.is_available()
+        model = auto.from_pretrained(source, dtype="auto" if on_gpu else torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the model '{name}' cannot be loaded: {reason}") from error
+    model = model.to("cuda") if on_gpu else model
+    return model.eval(), Encoder(tokenizer, for_answers, config.is_encoder_decoder, max_length)
+
+
+def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    prompt, answer = Template(recipe.prompt), Template(recipe.answer)
+    rows = read_rows(recipe.data, recipe.num_examples)
+    if recipe.eval_data is not None:
+        held_out = read_rows(recipe.eval_data, MOST_HELD_OUT)
+    else:
+        held_out = rows[9::10][:MOST_HELD_OUT]
+        taken = {where for where, _ in held_out}
+        rows = [row for row in rows if row[0] not in taken]
+    if not held_out:
+        raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
+    return fill_templates(rows, prompt, answer), fill_templates(held_out, prompt, answer)
+
+
+def _score(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    rows: Sequence[dict[str, list[int]]],
+) -> dict[str, float]:
+    score = {"loss": loss_per_token(model, rows, padding_id(encoder), recipe.batch_size)}
+    if recipe.exact_match:
+        score["exact_match"] = exact_match(model, encoder, examples)
+    return score
+
+
+def _fit(
+    recipe: Recipe, bank: PrefixBank, encoder: Encoder, rows: Sequence[dict[str, list[int]]], console: Console
+) -> tuple[list[dict[str, float]], float]:
+    """Run the Trainer; return loss by step and tokens a second."""
+    progress = ProgressCallback(console, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
+    # Trainer warns that it hands the tokenizer's special ids to the model; here they are the model's own already.
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    trainer = PrefixTrainer(
+        bank,
+        recipe.name,
+        args=_arguments(recipe),
+        train_dataset=list(rows),
+        data_collator=Collator(padding_id(encoder)),
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    finally:
+        progress.close()
+    history = [{"step": log["step"], "loss": float(log["loss"])} for log in trainer.state.log_history if "loss" in log]
+    return history, progress.tokens_per_second
+
+
+def _arguments(recipe: Recipe) -> TrainingArguments:
+    try:
+        return TrainingArguments(
+            output_dir=recipe.output,
+            learning_rate=recipe.learning_rate,
+            num_train_epochs=recipe.epochs,
+            per_device_train_batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=recipe.warmup_ratio,
+            max_grad_norm=recipe.max_grad_norm,
+            lr_scheduler_type="cosine",
+            seed=recipe.seed,
+            logging_steps=0.01,
+            save_steps=0.1,
+            save_total_limit=1,
+            save_only_model=True,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to="none",
+        )
+    except ImportError as error:
+        raise ConfigError('training needs accelerate: pip install "antefix[train]".') from error
+
+
+def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:
+    folder = Path(recipe.output)
+    prefix_path, metrics_path = folder / FILE_NAME, folder / "metrics.json"
+    bank.save(recipe.name, prefix_path)
+    write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
+    curve = draw_loss_curve(metrics, folder / "loss.png")
+    return TrainingResult(prefix_path, metrics_path, curve, metrics)
+
+

@@ -1,0 +1,76 @@
+"""`PrefixTrainer`: Transformers' Trainer, whose checkpoints hold the prefix and not the base model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from antefix.bank import PrefixBank
+
+FILE_NAME = "prefix.safetensors"
+
+
+class PrefixTrainer(Trainer):
+    """Train the active prefix of a bank; `save_model` and checkpoints write `prefix.safetensors` alone."""
+
+    def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
+        self.bank = bank
+        self.prefix_name = name
+        super().__init__(model=bank.model, **trainer_arguments)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir or ".")
+        self.bank.save(self.prefix_name, folder / FILE_NAME)
+
+
+class ProgressCallback(TrainerCallback):
+    """Shows a bar with loss, speed and time left, and keeps the speed for the report."""
+
+    def __init__(self, console: Console, tokens_per_epoch: int) -> None:
+        self.tokens_per_epoch = tokens_per_epoch
+        self.tokens_per_second = 0.0
+        self.started = 0.0
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task("training", total=None, loss="-", speed=0.0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock and the bar."""
+        self.started = time.monotonic()
+        self.progress.update(self.task, total=state.max_steps)
+        self.progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.tokens_per_second = (state.epoch or 0.0) * self.tokens_per_epoch / (time.monotonic() - self.started)
+        self.progress.update(self.task, completed=state.global_step, speed=self.tokens_per_second)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the latest loss."""
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"{float(logs['loss']):.3f}")
+
+    def close(self) -> None:
+        """Stop the bar, also when training was interrupted."""
+        self.progress.stop()
