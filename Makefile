@@ -10,7 +10,8 @@ demo: .venv/demo.done  ## train two prefixes on the embedded model and compare t
 	$(BIN)/antefix demo
 
 test: lint docs  ## run every check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/parity
+	$(BIN)/python -m pytest tests/parity --jaxtyping-packages=antefix,beartype.beartype
 
 lint: .venv/dev.done  ## style, types and the ladder of imports
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.sites import KEYWORD, KINDS, Site, discover_sites, stack_path
 from antefix.storage import load_prefix, save_prefix
 
-Selection: TypeAlias = "str | None | Sequence[str | None]"
+Selection: TypeAlias = "str | Sequence[str | None] | None"
 MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""
 
@@ -49,7 +49,7 @@ class PrefixBank:
         self.model = model
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
-        self._prefixes: dict[str, Prefix | nn.ModuleList] = {}
+        self._prefixes: dict[str, Prefix | list[PrefixEncoder]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
         self._trainable = nn.ModuleList()
         self._frozen_base: list[nn.Parameter] = []
@@ -88,7 +88,7 @@ class PrefixBank:
             return
         encoders = self._encoders(source or PrefixConfig(), tokenizer)
         self._freeze_base()
-        self._trainable.append(encoders)
+        self._trainable.extend(encoders)
         self._prefixes[name] = encoders
         self._metadata[name] = dict(metadata or {})
         self.activate(name)
@@ -107,15 +107,14 @@ class PrefixBank:
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
             return Prefix(held.sites, held.keys, held.values, metadata)
-        training = self._trainable.training
         with torch.no_grad():
-            held.eval()
-            made = {path: pair for encoder in held for path, pair in encoder.keys_and_values().items()}
-            held.train(training)
+            made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
         return Prefix(
             sites=tuple(site for site in self.sites if site.path in made),
             keys={path: key.cpu().clone(memory_format=torch.contiguous_format) for path, (key, _) in made.items()},
-            values={path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()},
+            values={
+                path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()
+            },
             metadata=metadata,
         )
 
@@ -123,9 +122,8 @@ class PrefixBank:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
         held = self._get(name)
         del self._prefixes[name], self._metadata[name]
-        if isinstance(held, nn.ModuleList):
-            kept = [encoders for encoders in self._trainable if encoders is not held]
-            self._trainable = nn.ModuleList(kept)
+        if not isinstance(held, Prefix):
+            self._trainable = nn.ModuleList(encoder for encoder in self._trainable if encoder not in held)
             setattr(self.model, MODULE_NAME, self._trainable)
         if name in _names(self._default):
             self._default = None
@@ -175,7 +173,7 @@ class PrefixBank:
         encoders = [encoder for encoder in held if encoder.sites[0].path in paths]
         return {path: pair for encoder in encoders for path, pair in encoder.keys_and_values().items()}
 
-    def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> nn.ModuleList:
+    def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
         self._check_length(sites, config.num_virtual_tokens)
         initial = None
@@ -189,8 +187,7 @@ class PrefixBank:
         elif config.reparameterization is None:
             initial = random_prefix(sites, config.num_virtual_tokens)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        encoders = nn.ModuleList(PrefixEncoder(group, config, initial) for group in by_kind if group)
-        return encoders.to(self.model.device)
+        return [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
 
     def _check_length(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
         """Say before training, not in the middle of it, that a model has too few positions."""
@@ -221,7 +218,7 @@ class PrefixBank:
             if name is not None:
                 self._get(name)
 
-    def _get(self, name: str) -> Prefix | nn.ModuleList:
+    def _get(self, name: str) -> Prefix | list[PrefixEncoder]:
         if name not in self._prefixes:
             known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
             raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")
@@ -251,7 +248,9 @@ class _Stack:
             hook.remove()
         self.positions.close()
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
         inputs[KEYWORD] = self._prefixes(inputs)
         return (), inputs
@@ -289,7 +288,9 @@ def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:
     """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers."""
     times, rest = divmod(batch, len(names))
     if rest or not times:
-        raise ConfigError(f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row.")
+        raise ConfigError(
+            f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row."
+        )
     return [name for name in names for _ in range(times)]
 
 

@@ -38,7 +38,7 @@ class PrefixConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", (self.sites,) if isinstance(self.sites, str) else tuple(self.sites))
+        object.__setattr__(self, "sites", tuple(self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
         _at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
@@ -69,9 +69,7 @@ class PrefixConfig:
     def select(self, sites: Iterable[Site]) -> tuple[Site, ...]:
         """Return those of a model's sites that the prefix shall stand at."""
         chosen = tuple(
-            site
-            for site in sites
-            if site.kind in self.sites and (self.layers is None or site.layer in self.layers)
+            site for site in sites if site.kind in self.sites and (self.layers is None or site.layer in self.layers)
         )
         if not chosen:
             raise ConfigError(f"no attention of this model is among sites={self.sites} and layers={self.layers}.")
@@ -92,6 +90,8 @@ class PrefixEncoder(nn.Module):
     to what the network makes, which begins at zero.
     """
 
+    start: torch.Tensor | None
+
     def __init__(self, sites: Sequence[Site], config: PrefixConfig, initial: Prefix | None = None) -> None:
         super().__init__()
         self.sites = tuple(sites)
@@ -103,19 +103,17 @@ class PrefixEncoder(nn.Module):
         if config.reparameterization == "mlp":
             narrow = self.sites[0].num_key_value_heads * self.sites[0].key_dim
             self.embedding = nn.Embedding(self.num_virtual_tokens, narrow)
-            self.transform: nn.Module = nn.Sequential(
-                nn.Linear(narrow, config.encoder_hidden_size),
-                nn.Tanh(),
-                nn.Linear(config.encoder_hidden_size, self.width),
-            )
+            last = nn.Linear(config.encoder_hidden_size, self.width)
             if start is not None:
-                nn.init.zeros_(self.transform[2].weight)
-                nn.init.zeros_(self.transform[2].bias)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+            self.transform: nn.Module = nn.Sequential(nn.Linear(narrow, config.encoder_hidden_size), nn.Tanh(), last)
             self.register_buffer("start", start)
         else:
             self.embedding = nn.Embedding(self.num_virtual_tokens, self.width, _weight=start)
             self.transform = nn.Identity()
-            self.register_buffer("start", start if self.num_frozen_tokens else None)
+            # A copy, because the optimiser changes the embedding in place.
+            self.register_buffer("start", start.clone() if start is not None and self.num_frozen_tokens else None)
 
     def forward(
         self, tokens: Int[torch.Tensor, "*batch token"] | None = None
@@ -123,16 +121,20 @@ class PrefixEncoder(nn.Module):
         """Return the flat keys and values of virtual tokens, numbered from 0; by default of all, once."""
         if tokens is None:
             tokens = torch.arange(self.num_virtual_tokens, device=self.embedding.weight.device)
-        flat = self.transform(self.embedding(tokens))
+        flat: torch.Tensor = self.transform(self.embedding(tokens))
         if self.start is not None:
             start = self.start[tokens]
             trained = start + flat if isinstance(self.transform, nn.Sequential) else flat
             flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
-        return self.dropout(flat)
+        return flat
 
-    def keys_and_values(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path, with gradients."""
-        return split(self(), self.sites)
+    def keys_and_values(self, dropout: bool = True) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
+
+        Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output.
+        """
+        flat = self()
+        return split(self.dropout(flat) if dropout else flat, self.sites)
 
 
 def flatten(prefix: Prefix, sites: Sequence[Site]) -> Float[torch.Tensor, "token width"]:
@@ -147,9 +149,7 @@ def split(
     """Undo `flatten`: return `(key, value)` by site path, as views `(kv_head, token, dim)` of `flat`."""
     dims = [(site.num_key_value_heads, dim) for site in sites for dim in (site.key_dim, site.value_dim)]
     columns = flat.split([heads * dim for heads, dim in dims], dim=1)
-    parts = [
-        column.unflatten(1, shape).transpose(0, 1) for column, shape in zip(columns, dims, strict=True)
-    ]
+    parts = [column.unflatten(1, shape).transpose(0, 1) for column, shape in zip(columns, dims, strict=True)]
     return {site.path: (parts[2 * i], parts[2 * i + 1]) for i, site in enumerate(sites)}
 
 

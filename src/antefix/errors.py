@@ -1,13 +1,13 @@
 """Everything antefix raises on purpose.
 
-    AntefixError
-    ├── ConfigError             a setting that cannot be, or settings that contradict each other
-    │   └── DataError           training data or a template that does not fit it
-    ├── ContextLengthError      prefix and prompt together pass the positions the model has
-    ├── PrefixFormatError       a file that is not an intact prefix file
-    ├── PrefixMismatchError     a prefix that was made for another base model
-    ├── UnknownPrefixError      a name that the bank does not hold
-    └── UnsupportedModelError   a model, or a mode of it, that prefixes cannot reach
+AntefixError
+├── ConfigError             a setting that cannot be, or settings that contradict each other
+│   └── DataError           training data or a template that does not fit it
+├── ContextLengthError      prefix and prompt together pass the positions the model has
+├── PrefixFormatError       a file that is not an intact prefix file
+├── PrefixMismatchError     a prefix that was made for another base model
+├── UnknownPrefixError      a name that the bank does not hold
+└── UnsupportedModelError   a model, or a mode of it, that prefixes cannot reach
 """
 
 

@@ -28,7 +28,11 @@ class StackPositions:
         self.stack = stack
         self.takes_ids = "position_ids" in inspect.signature(stack.forward).parameters
         self.table = next(
-            (m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES and hasattr(m, "weight")),
+            (
+                m
+                for name, m in stack.named_modules()
+                if name.rpartition(".")[2] in _TABLE_NAMES and hasattr(m, "weight")
+            ),
             None,
         )
         self.bias = next((m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)), None)
@@ -73,7 +77,9 @@ class StackPositions:
 
     def _first_position(self) -> int:
         """Return the number of the first position: RoBERTa counts from after its padding index."""
-        if self.table is None or not any(hasattr(m, "create_position_ids_from_input_ids") for m in self.stack.modules()):
+        if self.table is None or not any(
+            hasattr(m, "create_position_ids_from_input_ids") for m in self.stack.modules()
+        ):
             return 0
         return cast(int, self.table.padding_idx) + 1
 

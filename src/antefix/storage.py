@@ -80,7 +80,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _check_header(header: Mapping[str, str], path: Path) -> None:
     if header.get("format") != FORMAT:
-        raise PrefixFormatError(f"'{path}' is a safetensors file, but not a prefix file (format='{FORMAT}' is missing).")
+        raise PrefixFormatError(
+            f"'{path}' is a safetensors file, but not a prefix file (format='{FORMAT}' is missing)."
+        )
     if header.get("version") != VERSION:
         raise PrefixFormatError(
             f"'{path}' has format version {header.get('version')}; this antefix reads version {VERSION}."
@@ -106,7 +108,9 @@ def _assemble(
     expected = {f"{site.path}.{part}" for site in sites for part in ("key", "value")}
     if set(tensors) != expected:
         odd = sorted(set(tensors) ^ expected)
-        raise PrefixFormatError(f"'{path}' does not hold the tensors its header lists; the first at odds is '{odd[0]}'.")
+        raise PrefixFormatError(
+            f"'{path}' does not hold the tensors its header lists; the first at odds is '{odd[0]}'."
+        )
     prefix = Prefix(
         sites=sites,
         keys={site.path: tensors[f"{site.path}.key"] for site in sites},

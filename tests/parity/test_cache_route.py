@@ -60,7 +60,7 @@ def test_gradients_equal_those_through_the_cache() -> None:
     bank = antefix.attach(model)
     bank.add("p", antefix.PrefixConfig(num_virtual_tokens=5, init="random"))
     model(input_ids=ids, labels=ids).loss.backward()
-    (encoder,) = model.antefix_prefixes[0]
+    (encoder,) = model.antefix_prefixes
     actual = encoder.embedding.weight.grad.clone()
     encoder.embedding.weight.grad = None
     bank.deactivate()

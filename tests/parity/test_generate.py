@@ -45,7 +45,9 @@ def test_greedy_equals_step_by_step(name: str, cache: dict[str, Any]) -> None:
     expected = start(model, prompt)
     for _ in range(10):
         expected = torch.cat([expected, next_logits(model, prompt, expected).argmax(-1, keepdim=True)], 1)
-    actual = model.generate(prompt, max_new_tokens=10, do_sample=False, eos_token_id=None, disable_compile=True, **cache)
+    actual = model.generate(
+        prompt, max_new_tokens=10, do_sample=False, eos_token_id=None, disable_compile=True, **cache
+    )
     assert torch.equal(actual, expected)
 
 
@@ -60,7 +62,13 @@ def test_beams_equal_beams_by_hand(name: str) -> None:
         vocabulary = model.config.vocab_size
         beams = torch.cat([beams[chosen // vocabulary], (chosen % vocabulary)[:, None]], 1)
     actual = model.generate(
-        prompt, max_new_tokens=8, num_beams=3, num_return_sequences=3, do_sample=False, eos_token_id=None, length_penalty=0.0
+        prompt,
+        max_new_tokens=8,
+        num_beams=3,
+        num_return_sequences=3,
+        do_sample=False,
+        eos_token_id=None,
+        length_penalty=0.0,
     )
     assert torch.equal(actual, beams)
 

@@ -40,15 +40,15 @@ def test_checkpointed_equals_plain(name: str, reparameterization: Any) -> None:
     plain = model(**inputs(model, 0)).loss
     plain.backward()
     expected = gradients(model)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     checkpointed = model(**inputs(model, 0)).loss
     checkpointed.backward()
-    # T5 gives sdpa another mask when it checkpoints, and so another kernel: the last bit may differ.
-    torch.testing.assert_close(plain, checkpointed, atol=0.0, rtol=1e-6)
     actual = gradients(model)
-    assert expected and all(gradient.abs().max() > 0 for gradient in expected)
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+    assert expected
+    assert all(gradient.abs().max() > 1e-6 for gradient in expected)
+    # T5 gives sdpa another mask when it checkpoints, and so another kernel: the last bits may differ.
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if name == "t5" else {"atol": 0.0, "rtol": 0.0}
+    torch.testing.assert_close([checkpointed, *actual], [plain, *expected], **tolerance)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -59,7 +59,7 @@ def test_two_interleaved_forwards_equal_separate_ones(name: str, checkpointing: 
     bank.add("a", antefix.PrefixConfig(4, init="random"))
     bank.add("b", antefix.PrefixConfig(6, init="random"))
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     model.train()
 
     def loss(prefix: str, seed: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
     bank = antefix.attach(model)
     bank.add("p", antefix.PrefixConfig(4, init="random"))
     model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(antefix.UnsupportedModelError, match="use_reentrant"):
         model(**inputs(model, 0))
 

@@ -67,9 +67,7 @@ NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
 
 
-def _padded(
-    rows: Sequence[tuple[Tensor, Tensor] | None], like: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _padded(rows: Sequence[tuple[Tensor, Tensor] | None], like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Stack prefixes of different lengths, with zeros in front of the shorter ones."""
     given = next(row for row in rows if row is not None)
     lengths = [0 if row is None else row[0].shape[1] for row in rows]

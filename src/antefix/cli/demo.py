@@ -87,7 +87,9 @@ def _print_samples(results: dict[str, TrainingResult], console: Console) -> None
     bank = attach(model)
     for form, result in results.items():
         bank.load(result.prefix_path, name=form)
-    table = Table(title="\nthe same records, in one batch: bare base, prefix A, prefix B", title_justify="left", show_lines=True)
+    table = Table(
+        title="\nthe same records, in one batch: bare base, prefix A, prefix B", title_justify="left", show_lines=True
+    )
     for column in ("record", "base", *(f"prefix '{form}'" for form in FORMS)):
         table.add_column(column, ratio=1)
     for example in draw_examples("plain", 3, seed=7):

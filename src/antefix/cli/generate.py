@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -13,25 +13,29 @@ from antefix.bank import PrefixBank, attach
 from antefix.errors import ConfigError, ContextLengthError
 from antefix.storage import load_prefix
 from antefix.training.data import Encoder, Template, read_rows
-from antefix.training.evaluation import padding_id
+from antefix.training.evaluation import generate_ids, padding_id
 from antefix.training.run import load_base
 
 
 def generate(
     model: Annotated[str, typer.Option(help="Base model: a hub name, a folder, or 'embedded'.")],
-    prefix: Annotated[Optional[Path], typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
-    prompt: Annotated[Optional[str], typer.Option(help="The prompt, as it is; \\n is a line break.")] = None,
+    prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt, as it is; \\n is a line break.")] = None,
     file: Annotated[
-        Optional[Path],
-        typer.Option(help="Prompts: .txt with one a line, or .jsonl/.csv for the template the prefix was trained with."),
+        Path | None,
+        typer.Option(
+            help="Prompts: .txt with one a line, or .jsonl/.csv for the template the prefix was trained with."
+        ),
     ] = None,
-    template: Annotated[Optional[str], typer.Option(help="Another template for the rows of --file.")] = None,
+    template: Annotated[str | None, typer.Option(help="Another template for the rows of --file.")] = None,
     answer_tokenizer: Annotated[
-        Optional[str], typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a prompt, or each prompt of a file, and write the answers as they come."""
@@ -45,7 +49,9 @@ def generate(
     if loaded is not None:
         bank.add("prefix", loaded)
         bank.activate("prefix")
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
     rows = [encoder.prompt_ids(text) for text in prompts]
     for ids in rows:
         _check_context(base, bank, len(ids), max_new_tokens)
@@ -87,10 +93,11 @@ def _check_context(model: PreTrainedModel, bank: PrefixBank, prompt_tokens: int,
 
 
 def _stream(
-    model: PreTrainedModel, encoder: Encoder, ids: list[int], max_new_tokens: int, sampling: dict[str, object]
+    model: PreTrainedModel, encoder: Encoder, ids: list[int], max_new_tokens: int, sampling: dict[str, Any]
 ) -> None:
     input_ids = torch.tensor([ids], device=model.device)
-    model.generate(
+    generate_ids(
+        model,
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
 import transformers
 import typer
 from rich.console import Console
@@ -23,7 +22,7 @@ INTERRUPTED = 130
 class _Commands(TyperGroup):
     """Turns antefix's own errors into one sentence and an exit status; any other keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
@@ -53,6 +52,7 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(
     cls=_Commands,
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="Prefix-tuning for every Transformers model.",

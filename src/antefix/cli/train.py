@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,40 +18,40 @@ INTERRUPTED = 130
 
 def train(
     recipe: Annotated[
-        Optional[Path], typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
+        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
     ] = None,
     model: Annotated[
-        Optional[str], typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
+        str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="Examples: .jsonl or .csv, either may be gzipped.")] = None,
+    data: Annotated[str | None, typer.Option(help="Examples: .jsonl or .csv, either may be gzipped.")] = None,
     prompt: Annotated[
-        Optional[str], typer.Option(help="Template of the prompt, such as '{question}\\n'; \\n is a line break.")
+        str | None, typer.Option(help="Template of the prompt, such as '{question}\\n'; \\n is a line break.")
     ] = None,
-    answer: Annotated[Optional[str], typer.Option(help="Template of the answer, such as '{answer}'.")] = None,
-    output: Annotated[Optional[str], typer.Option(help="Folder for prefix, metrics and curve.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Template of the answer, such as '{answer}'.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for prefix, metrics and curve.")] = None,
     eval_data: Annotated[
-        Optional[str], typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
+        str | None, typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
     ] = None,
     answer_tokenizer: Annotated[
-        Optional[str], typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
     ] = None,
-    num_examples: Annotated[Optional[int], typer.Option(help="Use only this many first examples.")] = None,
-    num_virtual_tokens: Annotated[Optional[int], typer.Option(help="Length of the prefix. [default: 32]")] = None,
+    num_examples: Annotated[int | None, typer.Option(help="Use only this many first examples.")] = None,
+    num_virtual_tokens: Annotated[int | None, typer.Option(help="Length of the prefix. [default: 32]")] = None,
     reparameterization: Annotated[
-        Optional[str], typer.Option(help="'mlp' trains through the paper's network, thrown away afterwards.")
+        str | None, typer.Option(help="'mlp' trains through the paper's network, thrown away afterwards.")
     ] = None,
-    init: Annotated[Optional[str], typer.Option(help="Start from 'text', 'random' or 'zero'. [default: text]")] = None,
-    init_text: Annotated[Optional[str], typer.Option(help="The text to start from.")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate. [default: 0.005]")] = None,
-    epochs: Annotated[Optional[float], typer.Option(help="Passes over the data. [default: 3]")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Examples a step. [default: 16]")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from 'text', 'random' or 'zero'. [default: text]")] = None,
+    init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.005]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 3]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step. [default: 16]")] = None,
     gradient_checkpointing: Annotated[
-        Optional[bool], typer.Option("--gradient-checkpointing", help="Recompute activations to save memory.")
+        bool | None, typer.Option("--gradient-checkpointing", help="Recompute activations to save memory.")
     ] = None,
     exact_match: Annotated[
-        Optional[bool], typer.Option("--exact-match", help="Also generate and score the held-out answers.")
+        bool | None, typer.Option("--exact-match", help="Also generate and score the held-out answers.")
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
 ) -> None:
     """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
     prefix = {
@@ -88,7 +88,9 @@ def train_reporting_interrupts(recipe: Recipe, console: Console) -> TrainingResu
     try:
         return train_recipe(recipe, console)
     except KeyboardInterrupt as interrupt:
-        checkpoints = sorted(Path(recipe.output).glob("checkpoint-*/prefix.safetensors"), key=lambda p: p.stat().st_mtime)
+        checkpoints = sorted(
+            Path(recipe.output).glob("checkpoint-*/prefix.safetensors"), key=lambda p: p.stat().st_mtime
+        )
         kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there was no checkpoint yet"
         console.print(f"[bold yellow]stopped:[/] interrupted; {kept}.", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from interrupt

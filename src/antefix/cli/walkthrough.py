@@ -44,7 +44,9 @@ def walkthrough(
     main = [site for site in bank.sites if site.kind == ("decoder" if "decoder" in kinds else "encoder")]
     submodules = 2 if "cross" in kinds else 1
     if len({(site.num_key_value_heads, site.key_dim, site.value_dim) for site in main}) == 1:
-        _print(console, "the same as a cache holds it (PEFT)", cache_rows(main, num_virtual_tokens, batch_size, submodules))
+        _print(
+            console, "the same as a cache holds it (PEFT)", cache_rows(main, num_virtual_tokens, batch_size, submodules)
+        )
     bank.add("walkthrough", config)
     _print(console, "one forward", attention_rows(base, batch_size, num_tokens))
 
@@ -104,12 +106,13 @@ def _shapes_only(name: str) -> PreTrainedModel:
     """Build a model from its configuration alone, on the device that has shapes and no numbers."""
     try:
         config = AutoConfig.from_pretrained(str(model_path()) if name == "embedded" else name)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            model = auto.from_config(config, attn_implementation="eager")
+            model: PreTrainedModel = auto.from_config(config, attn_implementation="eager")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _shape(tensor: Tensor) -> str:

@@ -45,7 +45,30 @@ _PROSE = {
     },
 }
 
-_ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w")
+_ONSETS = (
+    "b",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS = ("", "", "l", "n", "r", "s", "m", "nd", "rt", "ck", "x")
 _TOWN_ENDINGS = ("ton", "ford", "ham", "by", "mouth", "stead", "wick", "dale")
@@ -130,7 +153,7 @@ def draw_record(rng: random.Random) -> Record:
 
 
 def prompt(source: str, header: str | None = None) -> str:
-    """What the embedded model is given: the text to turn and, unless a prefix does that job, a header naming the form."""
+    """Return what the embedded model is given: the text to turn and, unless a prefix does that, the form as a header."""
     return f"{source}\n=>\n" if header is None else f"style: {header}\n{source}\n=>\n"
 
 

@@ -39,11 +39,13 @@ class Template:
         try:
             parts = list(string.Formatter().parse(self.text))
         except ValueError as error:
-            raise DataError(f"the template {self.text!r} is malformed ({error}); write braces as {{{{ and }}}}.") from error
+            raise DataError(
+                f"the template {self.text!r} is malformed ({error}); write braces as {{{{ and }}}}."
+            ) from error
         for _, name, spec, conversion in parts:
             if name is not None and (not name or spec or conversion or set(name) & set(".[]")):
                 raise DataError(
-                    f"the template {self.text!r} may name fields as {{field}} only; write other braces as {{{{ and }}}}."
+                    f"the template {self.text!r} may only name fields, as {{field}}; other braces are {{{{ and }}}}."
                 )
 
     @property
@@ -138,13 +140,14 @@ class Collator:
     def __call__(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` and `labels`."""
         return {
-            "input_ids": _pad([row["input_ids"] for row in batch], self.pad_token_id),
-            "attention_mask": _pad([[1] * len(row["input_ids"]) for row in batch], 0),
-            "labels": _pad([row["labels"] for row in batch], IGNORED_LABEL),
+            "input_ids": pad_rows([row["input_ids"] for row in batch], self.pad_token_id),
+            "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in batch], 0),
+            "labels": pad_rows([row["labels"] for row in batch], IGNORED_LABEL),
         }
 
 
-def _pad(rows: Sequence[list[int]], value: int) -> Tensor:
+def pad_rows(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Return rows of ids as one tensor, shorter ones filled up on the right."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from antefix.training.data import IGNORED_LABEL, Collator, Encoder, Example, _pad
+from antefix.training.data import IGNORED_LABEL, Collator, Encoder, Example, pad_rows
 
 
-def loss_per_token(model: PreTrainedModel, rows: Sequence[dict[str, list[int]]], pad_token_id: int, batch_size: int) -> float:
+def loss_per_token(
+    model: PreTrainedModel, rows: Sequence[dict[str, list[int]]], pad_token_id: int, batch_size: int
+) -> float:
     """Return the mean negative log-likelihood, in nats, of the labelled tokens of encoded examples."""
     collate = Collator(pad_token_id)
     total, tokens = 0.0, 0
     model.eval()
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
-            batch = {name: tensor.to(model.device) for name, tensor in collate(rows[start : start + batch_size]).items()}
+            batch = {
+                name: tensor.to(model.device) for name, tensor in collate(rows[start : start + batch_size]).items()
+            }
             logits, labels = model(**batch, use_cache=False).logits.float(), batch["labels"]
             if not model.config.is_encoder_decoder:
                 logits, labels = logits[:, :-1], labels[:, 1:]
-            total += cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum").item()
+            total += cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            ).item()
             tokens += int((labels != IGNORED_LABEL).sum())
     return total / max(tokens, 1)
 
@@ -36,9 +44,10 @@ def answers(
     model.eval()
     for start in range(0, len(prompts), batch_size):
         rows = [encoder.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
-        ids = _pad([row[::-1] for row in rows], pad).flip(1)  # a causal model goes on from the right end
-        mask = _pad([[1] * len(row) for row in rows], 0).flip(1)
-        made = model.generate(
+        ids = pad_rows([row[::-1] for row in rows], pad).flip(1)  # a causal model goes on from the right end
+        mask = pad_rows([[1] * len(row) for row in rows], 0).flip(1)
+        made = generate_ids(
+            model,
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
@@ -49,6 +58,11 @@ def answers(
             made = made[:, ids.shape[1] :]
         found += encoder.answer_tokenizer.batch_decode(made, skip_special_tokens=True)
     return found
+
+
+def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
+    """Call `model.generate`, which not every `PreTrainedModel` has by its type."""
+    return cast(Tensor, cast(Any, model).generate(**arguments))
 
 
 def exact_match(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> float:

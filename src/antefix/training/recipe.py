@@ -18,7 +18,7 @@ from antefix.errors import ConfigError
 class Recipe:
     """How a prefix is trained; the defaults are the recommended ones. Raises `ConfigError` for what cannot be.
 
-    `prompt` and `answer` are templates over the fields of the examples, such as `"{question}\\n"`. Without
+    `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`. Without
     `eval_data`, every tenth example is held out, at most 200. `num_examples` uses that many first examples.
     """
 
@@ -79,7 +79,8 @@ class Recipe:
         if not isinstance(prefix, Mapping):
             raise ConfigError("'prefix' in a recipe must be a mapping of PrefixConfig's settings to values.")
         prefix = {**prefix, **_given(overrides.pop("prefix", {}))}
-        return _build(cls, {**settings, **_given(overrides), "prefix": prefix}, "the recipe")
+        made: Recipe = _build(cls, {**settings, **_given(overrides), "prefix": prefix}, "the recipe")
+        return made
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, as `from_settings` takes it."""

@@ -60,6 +60,9 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     bank.add(recipe.name, recipe.prefix, tokenizer=encoder.tokenizer, metadata={"training": recipe.as_dict()})
     with bank.use(None):
         before = _score(recipe, model, encoder, held_out, held_out_rows)
+    if recipe.gradient_checkpointing:
+        # Transformers renamed the method after the oldest version that antefix supports.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     history, speed = _fit(recipe, bank, encoder, rows, console)
     after = _score(recipe, model, encoder, held_out, held_out_rows)
     metrics = {
@@ -87,14 +90,15 @@ def load_base(
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         for_answers = AutoTokenizer.from_pretrained(answer_tokenizer) if answer_tokenizer else tokenizer
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         on_gpu = torch.cuda.is_available()
         model = auto.from_pretrained(source, dtype="auto" if on_gpu else torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model '{name}' cannot be loaded: {reason}") from error
-    model = model.to("cuda") if on_gpu else model
-    return model.eval(), Encoder(tokenizer, for_answers, config.is_encoder_decoder, max_length)
+    return model.to("cuda" if on_gpu else "cpu").eval(), Encoder(
+        tokenizer, for_answers, config.is_encoder_decoder, max_length
+    )
 
 
 def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
@@ -156,7 +160,6 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            gradient_checkpointing=recipe.gradient_checkpointing,
             weight_decay=recipe.weight_decay,
             warmup_steps=recipe.warmup_ratio,
             max_grad_norm=recipe.max_grad_norm,
@@ -182,5 +185,3 @@ def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> Trainin
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
     curve = draw_loss_curve(metrics, folder / "loss.png")
     return TrainingResult(prefix_path, metrics_path, curve, metrics)
-
-

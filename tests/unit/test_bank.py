@@ -1,0 +1,207 @@
+"""The bank: names, selections, threads, and a base model that comes back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import antefix
+from antefix.initialize import random_prefix
+from tests.conftest import build_model, draw_ids
+
+NAMES = ["llama", "gpt2", "t5", "bart"]
+
+
+def run(model: torch.nn.Module, rows: int = 2) -> torch.Tensor:
+    inputs = {"input_ids": draw_ids(rows, 5)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = draw_ids(rows, 4, seed=1)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detach_gives_the_base_back_bit_for_bit(name: str) -> None:
+    model = build_model(name)
+    state, config, output = copy.deepcopy(model.state_dict()), copy.deepcopy(model.config.to_dict()), run(model)
+    configs = {path: getattr(module, "config", None) for path, module in model.named_modules()}
+    grads = {path: parameter.requires_grad for path, parameter in model.named_parameters()}
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    assert not torch.equal(run(model), output)
+    with bank.use(None):
+        assert torch.equal(run(model), output)
+    bank.detach()
+    assert torch.equal(run(model), output)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
+    assert model.config.to_dict() == config
+    assert all(getattr(model.get_submodule(path), "config", None) is own for path, own in configs.items())
+    assert {path: parameter.requires_grad for path, parameter in model.named_parameters()} == grads
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    antefix.attach(model).detach()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_each_kind_changes_what_it_should(name: str) -> None:
+    model = build_model(name)
+    ids, decoder_ids = draw_ids(2, 5), draw_ids(2, 4, seed=1)
+
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            made = model(input_ids=ids, decoder_input_ids=decoder_ids)
+            alone = model.get_encoder()(ids).last_hidden_state
+        assert torch.equal(made.encoder_last_hidden_state, alone)
+        return alone, made.logits
+
+    encoded, logits = outputs()
+    bank = antefix.attach(model)
+    for kind, encoder_changes in (("encoder", True), ("decoder", False), ("cross", False)):
+        bank.add(kind, antefix.PrefixConfig(4, init="random", sites=(kind,)))
+        with bank.use(kind):
+            now_encoded, now_logits = outputs()
+        assert torch.equal(now_encoded, encoded) is not encoder_changes
+        assert not torch.allclose(now_logits, logits, atol=1e-2)
+
+
+def test_names_and_selections() -> None:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bare = run(model)
+    bank.add("a", antefix.PrefixConfig(4, init="random"))
+    with_a = run(model)
+    bank.add("b.c/d", random_prefix(bank.sites, 6))
+    assert bank.names == ["a", "b.c/d"]
+    assert torch.equal(run(model), with_a), "adding data does not activate it"
+    bank.activate(["a", None])
+    mixed = run(model)
+    torch.testing.assert_close(mixed, torch.stack([with_a[0], bare[1]]), atol=1e-5, rtol=0)
+    with bank.use(None):
+        with bank.use("a"):
+            assert torch.equal(run(model), with_a)
+        assert torch.equal(run(model), bare)
+    bank.deactivate()
+    assert torch.equal(run(model), bare)
+    bank.activate("a")
+    bank.remove("a")
+    assert bank.names == ["b.c/d"]
+    assert torch.equal(run(model), bare)
+    assert len(model.antefix_prefixes) == 0
+
+
+def test_bad_names_and_selections_are_refused() -> None:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bank.add("a", antefix.PrefixConfig(4, init="random"))
+    with pytest.raises(antefix.ConfigError, match="already"):
+        antefix.attach(model)
+    with pytest.raises(antefix.ConfigError, match="named 'a' already"):
+        bank.add("a", antefix.PrefixConfig(4, init="random"))
+    with pytest.raises(antefix.ConfigError, match="needs a name"):
+        bank.add("", antefix.PrefixConfig(4, init="random"))
+    with pytest.raises(antefix.UnknownPrefixError, match="'x' in this bank; it holds 'a'"):
+        bank.activate("x")
+    with pytest.raises(antefix.UnknownPrefixError), bank.use(["a", "x"]):
+        pass
+    with pytest.raises(antefix.ConfigError, match="3 rows, but the batch has 2"), bank.use(["a", None, "a"]):
+        run(model)
+    with pytest.raises(antefix.ConfigError, match="tokenizer"):
+        bank.add("b", antefix.PrefixConfig(4))
+    assert bank.names == ["a"]
+
+
+def test_a_prefix_survives_saving_and_removal_of_its_encoder(tmp_path: Path) -> None:
+    model = build_model("t5")
+    bank = antefix.attach(model)
+    config = antefix.PrefixConfig(4, init="random", reparameterization="mlp", encoder_hidden_size=8)
+    bank.add("p", config, metadata={"data": "none"})
+    expected = run(model)
+    bank.save("p", tmp_path / "p.safetensors")
+    bank.load(tmp_path / "p.safetensors", name="again")
+    with bank.use("again"):
+        torch.testing.assert_close(run(model), expected, atol=1e-6, rtol=0)
+    assert bank.prefix("again").metadata["data"] == "none"
+    assert bank.prefix("again").metadata["base_class"] == "T5ForConditionalGeneration"
+    other = antefix.attach(build_model("bart"))
+    with pytest.raises(antefix.PrefixMismatchError, match="T5ForConditionalGeneration"):
+        other.load(tmp_path / "p.safetensors", name="p")
+
+
+def test_a_prefix_at_some_layers_still_stands_before_the_sequence() -> None:
+    # One rule: the tokens shift by P wherever the stack has the prefix at all, so all layers agree on positions.
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random", layers=(1,)))
+    assert [site.layer for site in bank.prefix("p").sites] == [1]
+    full = random_prefix(bank.sites, 4)
+    assert not torch.allclose(run(model), run(build_model("llama")), atol=1e-3)
+    bank.add("full", full)
+    with bank.use(["p", "full"]):
+        assert run(model).isfinite().all()
+
+
+def test_positions_that_do_not_suffice_are_refused_before_training() -> None:
+    model = build_model("gpt2")
+    bank = antefix.attach(model)
+    with pytest.raises(antefix.ContextLengthError, match="64 positions"):
+        bank.add("p", antefix.PrefixConfig(64, init="random"))
+    bank.add("p", antefix.PrefixConfig(60, init="random"))
+    assert model(draw_ids(1, 4)).logits.isfinite().all()
+    with pytest.raises(antefix.ContextLengthError, match="need 65 positions"):
+        model(draw_ids(1, 5))
+
+
+def test_threads_do_not_see_each_others_prefixes() -> None:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    names = [f"p{i}" for i in range(4)]
+    for i, name in enumerate(names):
+        bank.add(name, random_prefix(bank.sites, 3 + i))
+    expected = {}
+    for name in names:
+        with bank.use(name):
+            expected[name] = run(model)
+    wrong: list[str] = []
+    barrier = threading.Barrier(len(names))
+
+    def work(name: str) -> None:
+        for _ in range(20):
+            barrier.wait()
+            with bank.use(name):
+                if not torch.equal(run(model), expected[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_layer_called_outside_its_model_is_refused() -> None:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    hidden = torch.zeros(1, 3, 32)
+    position = model.model.rotary_emb(hidden, torch.arange(3)[None])
+    with pytest.raises(antefix.UnsupportedModelError, match="outside a forward"):
+        model.model.layers[0](hidden, position_embeddings=position)
+
+
+def test_the_base_can_change_its_attention_after_attaching() -> None:
+    model = build_model("llama", attn_implementation="sdpa")
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    expected = run(model)
+    bank.detach()
+    model.set_attn_implementation("eager")
+    other = antefix.attach(model)
+    other.add("p", bank.prefix("p"))
+    with other.use("p"):
+        torch.testing.assert_close(run(model), expected, atol=1e-5, rtol=0)
+        assert model(draw_ids(2, 5), output_attentions=True).attentions[0].shape == (2, 4, 5, 9)

@@ -1,0 +1,71 @@
+"""`Prefix`: immutable, validated, and only for its own base model."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.sites import Site
+
+SITES = (Site("a", "decoder", 0, 2, 6, 4), Site("b", "decoder", 1, 2, 6, 4))
+
+
+def test_a_prefix_cannot_be_changed() -> None:
+    prefix = random_prefix(SITES, 3)
+    with pytest.raises(FrozenInstanceError):
+        prefix.keys = {}  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        prefix.keys["a"] = torch.zeros(1)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "length", "dtype", "empty"])
+def test_tensors_must_fit_their_sites(change: str) -> None:
+    prefix = random_prefix(SITES, 3)
+    keys = dict(prefix.keys)
+    if change == "missing":
+        del keys["b"]
+    elif change == "shape":
+        keys["b"] = torch.zeros(2, 3, 5)
+    elif change == "length":
+        keys["b"] = torch.zeros(2, 4, 6)
+    elif change == "dtype":
+        keys["b"] = keys["b"].to(torch.complex64)
+    else:
+        keys = {path: torch.zeros(2, 0, 6) for path in keys}
+    with pytest.raises(antefix.PrefixFormatError):
+        Prefix(SITES, keys, prefix.values)
+
+
+def test_concat_joins_tokens() -> None:
+    first, second = random_prefix(SITES, 3), random_prefix(SITES, 5)
+    both = antefix.concat([first, second])
+    assert both.num_virtual_tokens == 8
+    assert torch.equal(both.keys["b"][:, :3], first.keys["b"])
+    assert torch.equal(both.values["b"][:, 3:], second.values["b"])
+    with pytest.raises(antefix.ConfigError):
+        antefix.concat([])
+    with pytest.raises(antefix.PrefixMismatchError):
+        antefix.concat([first, random_prefix(SITES[:1], 3)])
+
+
+def test_a_prefix_of_another_base_says_what_differs() -> None:
+    prefix = random_prefix(SITES, 3)
+    prefix.check_fits(SITES, geometry_fingerprint(SITES))
+    wider = (replace(SITES[0], num_key_value_heads=8, key_dim=16), SITES[1])
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'a' has num_key_value_heads 8 instead of 2, key_dim 16"):
+        prefix.check_fits(wider, geometry_fingerprint(wider))
+    with pytest.raises(antefix.PrefixMismatchError, match="no decoder attention at 'b'"):
+        prefix.check_fits(SITES[:1], geometry_fingerprint(SITES[:1]))
+
+
+def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
+    made = random_prefix(SITES, 3)
+    prefix = Prefix(SITES, made.keys, made.values, {"fingerprint": geometry_fingerprint(SITES)})
+    deeper = (*SITES, Site("c", "decoder", 2, 2, 6, 4))
+    with pytest.raises(antefix.PrefixMismatchError, match="3 sites"):
+        prefix.check_fits(deeper, geometry_fingerprint(deeper))

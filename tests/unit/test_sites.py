@@ -1,0 +1,116 @@
+"""Discovery finds every attention module, with its kind and dimensions, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+    PreTrainedModel,
+    StableLmConfig,
+    StableLmForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
+
+import antefix
+from antefix.sites import Site
+from tests.conftest import VOCAB_SIZE, build_model, draw_ids
+
+TINY = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def test_grouped_query_attention_gives_its_key_value_heads() -> None:
+    assert antefix.discover_sites(build_model("llama")) == tuple(
+        Site(f"model.layers.{layer}.self_attn", "decoder", layer, 2, 8, 8) for layer in range(3)
+    )
+
+
+def test_encoder_decoder_has_three_kinds() -> None:
+    sites = antefix.discover_sites(build_model("bart"))
+    assert [(site.kind, site.layer, site.num_key_value_heads, site.key_dim) for site in sites] == [
+        ("encoder", 0, 4, 8),
+        ("encoder", 1, 4, 8),
+        *[(kind, layer, 2, 16) for layer in range(3) for kind in ("decoder", "cross")],
+    ]
+
+
+def test_heads_times_dim_need_not_be_the_hidden_size() -> None:
+    assert {(site.num_key_value_heads, site.key_dim) for site in antefix.discover_sites(build_model("t5"))} == {(4, 10)}
+
+
+def test_latent_attention_has_values_of_another_dim() -> None:
+    config = DeepseekV3Config(
+        **TINY, intermediate_size=48, moe_intermediate_size=16, num_key_value_heads=4, n_routed_experts=4, n_group=1,
+        topk_group=1, num_experts_per_tok=2, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=12, first_k_dense_replace=1, pad_token_id=0,
+    )  # fmt: skip
+    sites = antefix.discover_sites(DeepseekV3ForCausalLM(config).eval())
+    assert {(site.kind, site.key_dim, site.value_dim) for site in sites} == {("decoder", 16, 12)}
+
+
+def test_bidirectional_attention_is_an_encoder() -> None:
+    model = BertForSequenceClassification(BertConfig(**TINY, intermediate_size=48)).eval()
+    assert [site.kind for site in antefix.discover_sites(model)] == ["encoder", "encoder"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        BloomForCausalLM(BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=1, n_head=4)),
+        GPTJForCausalLM(GPTJConfig(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)),
+    ],
+    ids=["bloom", "gptj"],
+)
+def test_models_that_do_not_dispatch_are_named(model: PreTrainedModel) -> None:
+    with pytest.raises(antefix.UnsupportedModelError, match=type(model).__name__):
+        antefix.attach(model.eval())
+
+
+def test_models_that_drop_the_keyword_are_named() -> None:
+    model = StableLmForCausalLM(StableLmConfig(**TINY, intermediate_size=48, num_key_value_heads=2, pad_token_id=0))
+    with pytest.raises(antefix.UnsupportedModelError, match="StableLmForCausalLM drops"):
+        antefix.attach(model.eval())
+
+
+def test_models_without_token_ids_ask_for_an_example() -> None:
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=8, patch_size=4
+    )
+    model = ViTModel(config).eval()
+    with pytest.raises(antefix.UnsupportedModelError, match="example_inputs"):
+        antefix.discover_sites(model)
+    sites = antefix.discover_sites(model, {"pixel_values": torch.zeros(1, 3, 8, 8)})
+    assert [site.kind for site in sites] == ["encoder", "encoder"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
+@pytest.mark.parametrize("training", [False, True])
+def test_discovery_leaves_no_trace(name: str, training: bool) -> None:
+    model = build_model(name).train(training)
+    before = [(path, module.training, getattr(module, "config", None)) for path, module in model.named_modules()]
+    config, random = copy.deepcopy(model.config.to_dict()), torch.get_rng_state()
+    antefix.discover_sites(model)
+    after = [(path, module.training, getattr(module, "config", None)) for path, module in model.named_modules()]
+    assert all(a[:2] == b[:2] and a[2] is b[2] for a, b in zip(before, after, strict=True))
+    assert model.config.to_dict() == config
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_discovery_does_not_see_an_attached_prefix() -> None:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    expected = model(draw_ids(1, 3)).logits
+    assert antefix.discover_sites(model) == bank.sites
+    assert torch.equal(model(draw_ids(1, 3)).logits, expected)
