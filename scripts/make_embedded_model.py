@@ -3,7 +3,8 @@
     python scripts/make_embedded_model.py --output src/antefix/embedded/model
 
 Half of the training sequences name the form of each document in a header. The other half name none and keep to
-one form, so that the model learns to read the form off what stands before: the skill that a prefix elicits.
+one form, so that the model learns to read the form off what stands before: the skill that a prefix elicits. A first
+phase learns every token; a second learns the answers alone, because the prompts are mostly invented names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,8 +28,6 @@ SEED = 20261123
 VOCAB_SIZE = 1536
 SEQUENCE_LENGTH = 256
 BATCH_SIZE = 16
-LEARNING_RATE = 4e-3
-STEPS = 2200
 
 
 def draw_document(rng: random.Random, form: str | None) -> tuple[str, str]:
@@ -39,12 +39,12 @@ def draw_document(rng: random.Random, form: str | None) -> tuple[str, str]:
     return prompt(record.tell(source, rng), header), record.tell(target)
 
 
-def draw_sequence(rng: random.Random) -> Iterator[str]:
-    """Yield documents for ever, each with its start and end: all with headers, or all without and of one form."""
+def draw_sequence(rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Yield documents for ever, as prompt and answer: all with headers, or all without and of one form."""
     form = rng.choice(FORMS) if rng.random() < 0.5 else None
     while True:
         question, answer = draw_document(rng, form)
-        yield f"<s>{question}{answer}</s>"
+        yield f"<s>{question}", f"{answer}</s>"
 
 
 def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
@@ -92,25 +92,44 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Return token ids of shape `(BATCH_SIZE, SEQUENCE_LENGTH)`, documents one after another in each row."""
-    rows = []
+def draw_batch(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, answers_only: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and labels `(BATCH_SIZE, SEQUENCE_LENGTH)`, documents one after another in each row."""
+    rows, labels = [], []
     for _ in range(BATCH_SIZE):
         row: list[int] = []
+        learned: list[int] = []
         documents = draw_sequence(rng)
         while len(row) < SEQUENCE_LENGTH:
-            row += tokenizer(next(documents), add_special_tokens=False)["input_ids"]
+            question, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in next(documents))
+            row += question + answer
+            learned += ([-100] * len(question) if answers_only else question) + answer
         rows.append(row[:SEQUENCE_LENGTH])
-    return torch.tensor(rows)
+        labels.append(learned[:SEQUENCE_LENGTH])
+    return torch.tensor(rows), torch.tensor(labels)
 
 
-def learning_rate(step: int) -> float:
-    """Warm up for 100 steps, then follow a cosine down to a twentieth."""
-    return LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of the training: first the language, then nothing but the answers."""
+
+    name: str
+    answers_only: bool
+    steps: int
+    peak_learning_rate: float
+
+    def learning_rate(self, step: int) -> float:
+        """Warm up for 100 steps, then follow a cosine down to a twentieth."""
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.peak_learning_rate * min(1.0, (step + 1) / 100) * cosine
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[float]:
-    """Train the model in place; return the loss of every step."""
+PHASES = (Phase("language", False, 2200, 4e-3), Phase("answers", True, 1100, 3e-3))
+
+
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, phase: Phase) -> float:
+    """Train the model in place through one phase; return the mean loss of its last 50 steps."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -118,19 +137,19 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: r
     )
     losses: list[float] = []
     start = time.monotonic()
-    for step in range(STEPS):
+    for step in range(phase.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        ids = draw_batch(rng, tokenizer)
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            group["lr"] = phase.learning_rate(step)
+        ids, labels = draw_batch(rng, tokenizer, phase.answers_only)
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if step % 25 == 0:
-            print(f"step {step}  loss {losses[-1]:.4f}  {time.monotonic() - start:.0f} s", flush=True)
-    return losses
+            print(f"{phase.name}  step {step}  loss {losses[-1]:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+    return sum(losses[-50:]) / len(losses[-50:])
 
 
 def main() -> None:
@@ -142,16 +161,13 @@ def main() -> None:
     rng = random.Random(SEED)
     tokenizer = train_tokenizer(rng)
     model = build_model(tokenizer)
-    losses = pretrain(model, tokenizer, rng)
+    losses = {}
+    for number, phase in enumerate(PHASES):
+        losses[phase.name] = pretrain(model, tokenizer, random.Random(SEED + number), phase)
+        model.to(torch.bfloat16).float()  # each phase ends at weights that can be stored
     model.to(torch.bfloat16).save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
-    summary = {
-        "parameters": model.num_parameters(),
-        "steps": len(losses),
-        "tokens": len(losses) * BATCH_SIZE * SEQUENCE_LENGTH,
-        "final_loss": sum(losses[-50:]) / len(losses[-50:]),
-    }
-    print(json.dumps(summary, indent=2))
+    print(json.dumps({"parameters": model.num_parameters(), "final_loss": losses}, indent=2))
 
 
 if __name__ == "__main__":

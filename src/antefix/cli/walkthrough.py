@@ -89,7 +89,7 @@ def attention_rows(model: PreTrainedModel, batch_size: int, num_tokens: int) -> 
     inputs = {"input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long, device="meta")}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    output: Any = model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+    output: Any = model(**inputs, output_attentions=True, output_hidden_states=True)
     names = {
         "encoder_attentions": "encoder attention over prefix and sequence",
         "decoder_attentions": "decoder attention over prefix and sequence",

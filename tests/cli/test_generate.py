@@ -1,0 +1,98 @@
+"""`antefix generate`: prompts and files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import antefix
+from antefix.embedded.records import prompt
+from antefix.training.evaluation import answers
+from antefix.training.run import load_base
+from tests.cli.conftest import Invoke, run
+from tests.conftest import build_model
+
+RECORD = "name: Ada Brook | job: baker | town: Elmton | age: 41 | likes: chess"
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """Save the prefix of a header, so that no training is needed to have one that matters."""
+    model, encoder = load_base("embedded")
+    bank = antefix.attach(model)
+    config = antefix.PrefixConfig(12, init_text="style: letter\nname: Bo Li | job: cook\n=>\nDear Bo Li,")
+    bank.add("letter", config, tokenizer=encoder.tokenizer, metadata={"training": {"prompt": prompt("{source}")}})
+    bank.save("letter", tmp_path / "letter.safetensors")
+    return tmp_path / "letter.safetensors"
+
+
+def test_a_new_process_writes_what_this_one_does(prefix: Path) -> None:
+    model, encoder = load_base("embedded")
+    bank = antefix.attach(model)
+    bank.load(prefix, name="letter")
+    (bare,) = answers(model, encoder, [prompt(RECORD)], 30)
+    with bank.use("letter"):
+        (expected,) = answers(model, encoder, [prompt(RECORD)], 30)
+    assert expected != bare
+    text = f"{RECORD}\\n=>\\n"
+    with_prefix = run("generate", "--model", "embedded", "--prefix", prefix, "--prompt", text, "--max-new-tokens", 30)
+    without = run("generate", "--model", "embedded", "--prompt", text, "--max-new-tokens", 30)
+    assert with_prefix.stdout.strip() == expected.strip()
+    assert without.stdout.strip() == bare.strip()
+
+
+def test_files_of_prompts(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
+    rows, lines = tmp_path / "rows.jsonl", tmp_path / "lines.txt"
+    rows.write_text(json.dumps({"source": RECORD}) + "\n" + json.dumps({"source": RECORD.replace("Ada", "Eve")}) + "\n")
+    lines.write_text(f"{RECORD}\\n=>\\n\n\n{RECORD.replace('Ada', 'Eve')}\\n=>\\n\n")
+    base = ("generate", "--model", "embedded", "--prefix", prefix, "--max-new-tokens", 20)
+    first, second = invoke(*base, "--file", rows), invoke(*base, "--file", lines)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == second.stdout
+    assert len(first.stdout.strip().splitlines()) >= 2
+
+
+def test_sampling_is_seeded(invoke: Invoke) -> None:
+    base = ("generate", "--model", "embedded", "--prompt", "The", "--max-new-tokens", 15, "--temperature", 1.5)
+    texts = [invoke(*base, "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prompt", "x", "--prefix", "missing"], "there is no prefix file at 'missing'"),
+        (["--prompt", "x", "--prefix", "{cut}"], "cut.safetensors' is not an intact safetensors file"),
+        (["--prompt", "x", "--prefix", "{foreign}"], "not a prefix file"),
+        (["--prompt", "x", "--prefix", "{other}"], r"made for LlamaForCausalLM .* num_key_value_heads 2 instead of"),
+        (["--prompt", "word " * 900], "need more than the 1024 positions"),
+        (["--prompt", "x", "--prefix", "{prefix}", "--max-new-tokens", "1015"], r"the prefix \(12 tokens\)"),
+        ([], "give either --prompt or --file"),
+        (["--file", "missing.txt"], "missing.txt' cannot be read"),
+        (["--file", "{rows}"], "need --template"),
+        (["--file", "{rows}", "--template", "{nothing}"], "names the field 'nothing'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    invoke: Invoke, prefix: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    from safetensors.torch import save_file
+
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("cut", "foreign", "other")}
+    files |= {"rows": tmp_path / "rows.jsonl", "prefix": prefix}
+    files["cut"].write_bytes(prefix.read_bytes()[:-100])
+    save_file({"weight": torch.zeros(2)}, files["foreign"])
+    bank = antefix.attach(build_model("llama"))
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    bank.save("p", files["other"])
+    files["rows"].write_text('{"source": "x"}\n')
+    filled = [re.sub(r"^\{(cut|foreign|other|rows|prefix)\}$", lambda m: str(files[m[1]]), a) for a in arguments]
+    result = invoke("generate", "--model", "embedded", *filled)
+    assert result.exit_code == 1, result.output
+    assert re.search(f"^error: .*{sentence}", result.stderr, re.MULTILINE), result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert result.stdout == ""

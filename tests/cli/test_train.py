@@ -1,0 +1,188 @@
+"""`antefix train`: real models and data, and what a user sees when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import antefix
+from antefix.training import Recipe, train
+from antefix.training.evaluation import answers
+from antefix.training.run import load_base
+from tests.cli.conftest import Invoke, command, run
+
+FAST = ("--model", "embedded", "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--epochs", "1")
+
+
+def test_writes_prefix_metrics_and_curve(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    result = invoke("train", *FAST, "--data", data, "--output", tmp_path / "out", "--num-virtual-tokens", 6)
+    assert result.exit_code == 0, result.output
+    prefix = antefix.load_prefix(tmp_path / "out" / "prefix.safetensors")
+    assert prefix.num_virtual_tokens == 6
+    assert prefix.metadata["training"]["prompt"] == "{source}\n=>\n"
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+    assert (metrics["num_train_examples"], metrics["num_held_out_examples"]) == (36, 4)
+    assert metrics["num_trainable_parameters"] == 6 * 6 * 2 * 2 * 32
+    assert [entry["step"] for entry in metrics["train_loss"]] == [1, 2, 3]
+    assert metrics["tokens_per_second"] > 0
+    with Image.open(tmp_path / "out" / "loss.png") as picture:
+        assert picture.format == "PNG"
+    for text in ("held out", "tokens/s", "loss"):
+        assert text in result.output
+
+
+def test_a_recipe_does_what_flags_do(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: embedded\ndata: {data}\nprompt: \"{{source}}\\n=>\\n\"\nanswer: '{{target}}'\nepochs: 1\n"
+        f"output: {tmp_path / 'a'}\nprefix:\n  num_virtual_tokens: 6\n"
+    )
+    assert invoke("train", "--recipe", recipe).exit_code == 0
+    flags = (*FAST, "--data", data, "--num-virtual-tokens", 6)
+    assert invoke("train", *flags, "--output", tmp_path / "b").exit_code == 0
+    prefixes = [antefix.load_prefix(tmp_path / name / "prefix.safetensors") for name in "ab"]
+    for path in prefixes[0].keys:
+        assert prefixes[0].keys[path].equal(prefixes[1].keys[path])
+
+
+@pytest.mark.parametrize("reparameterization", ["none", "mlp"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_ways_to_train(data: Path, tmp_path: Path, reparameterization: str, checkpointing: bool) -> None:
+    recipe = Recipe.from_settings(
+        {
+            "model": "embedded", "data": str(data), "prompt": "{source}\n=>\n", "answer": "{target}", "epochs": 1,
+            "output": str(tmp_path / "out"), "gradient_checkpointing": checkpointing,
+            "prefix": {
+                "num_virtual_tokens": 6,
+                "reparameterization": None if reparameterization == "none" else "mlp",
+                "encoder_hidden_size": 32,
+            },
+        }
+    )  # fmt: skip
+    metrics = train(recipe).metrics
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+
+
+def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
+    """Return the arguments of a call that cannot work and the sentence it should end with."""
+    broken, empty, long = tmp_path / "broken.jsonl", tmp_path / "empty.jsonl", tmp_path / "long.jsonl"
+    first = data.read_text().splitlines()[0]
+    broken.write_text(f'{first}\n{{"source": \n')
+    empty.write_text("")
+    long.write_text(f"{json.dumps({'source': 'a ' * 3000, 'target': 'b'})}\n" * 10)
+    base: list[object] = [*FAST, "--data", data]
+    return {
+        "unknown column": ([*base, "--prompt", "{record}"], "names the field 'record', but line 1 of .* has 'source'"),
+        "empty data": ([*FAST, "--data", empty], "holds no examples"),
+        "broken json": ([*FAST, "--data", broken], "line 2 of '.*broken.jsonl' is not valid JSON"),
+        "missing data": ([*FAST, "--data", tmp_path / "none.jsonl"], "none.jsonl' cannot be read"),
+        "too few": ([*base, "--num-examples", "5"], "fewer than ten examples"),
+        "too long": ([*FAST, "--data", long], "more than max_length"),
+        "no data": ([*FAST], "lacks 'data'; say it in the file or as --data"),
+        "no model": ([*base, "--model", tmp_path / "no-model"], "no-model' cannot be loaded"),
+        "bad init": ([*base, "--init", "ones"], "init is 'ones'"),
+        "prefix too long": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "40"], "has 32 positions"),
+        "bloom": ([*base, "--model", tmp_path / "bloom"], "BloomForCausalLM computes its attention itself"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unknown column", "empty data", "broken json", "missing data", "too few", "too long", "no data", "no model",
+     "bad init", "prefix too long", "bloom"],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence_and_writes_nothing(invoke: Invoke, data: Path, tmp_path: Path, name: str) -> None:
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    from antefix.embedded import model_path
+
+    if name in ("bloom", "prefix too long"):
+        tokenizer = AutoTokenizer.from_pretrained(model_path())
+        small = {"vocab_size": len(tokenizer), "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+        BloomForCausalLM(BloomConfig(**small, hidden_size=32)).save_pretrained(tmp_path / "bloom")
+        GPT2LMHeadModel(GPT2Config(**small, n_embd=32, n_positions=32)).save_pretrained(tmp_path / "gpt2")
+        for folder in ("bloom", "gpt2"):
+            tokenizer.save_pretrained(tmp_path / folder)
+    arguments, sentence = _broken(name, tmp_path, data)
+    result = invoke("train", *arguments, "--output", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert re.search(f"^error: .*{sentence}", result.stderr, re.MULTILINE), result.stderr
+    assert "Traceback" not in result.output
+    assert result.stderr.strip().count("\n") == 0, "one sentence is one line"
+    assert not (tmp_path / "out").exists()
+
+
+def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("train", *FAST, "--epochs", "2000", "--data", data, "--output", out, "--num-virtual-tokens", 4),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not list(out.glob("checkpoint-*/prefix.safetensors")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    (kept,) = re.findall(r"stopped: interrupted; the last checkpoint is (\S+)\.$", errors, re.MULTILINE)
+    assert antefix.load_prefix(kept).num_virtual_tokens == 4
+    assert "Traceback" not in errors
+    assert not (out / "metrics.json").exists()
+    base_weights = [path for path in out.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    assert not base_weights, "a checkpoint holds the prefix and not the base model"
+
+
+def test_a_story_model_learns_to_describe_restaurants(shared: Path, tmp_path: Path) -> None:
+    model, data = shared / "models" / "stories260K", shared / "data" / "e2e_nlg"
+    out = tmp_path / "out"
+    trained = run(
+        "train", "--model", model, "--data", data / "train.jsonl.gz", "--num-examples", 2000, "--epochs", 2,
+        "--eval-data", data / "test.jsonl", "--prompt", "{mr}\\n", "--answer", "{ref}", "--output", out,
+        "--learning-rate", 0.02,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    print(f"E2E held-out loss: base {metrics['before']['loss']:.3f}, prefix {metrics['after']['loss']:.3f}")
+    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 1.0
+    prompt = "name[Blue Spice], eatType[coffee shop], area[city centre]\n"
+    base, encoder = load_base(str(model))
+    bank = antefix.attach(base)
+    bank.load(out / "prefix.safetensors", name="e2e")
+    with bank.use("e2e"):
+        (expected,) = answers(base, encoder, [prompt], max_new_tokens=60)
+    written = run(
+        "generate", "--model", model, "--prefix", out / "prefix.safetensors", "--prompt", prompt.replace("\n", "\\n"),
+        "--max-new-tokens", 60,
+    )  # fmt: skip
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.strip() == expected.strip()
+
+
+def test_american_spelling_to_british_phonemes(shared: Path, tmp_path: Path) -> None:
+    model, data = shared / "models" / "bart-g2p-us", shared / "data" / "g2p_gb"
+    out = tmp_path / "out"
+    trained = run(
+        "train", "--model", model, "--answer-tokenizer", model / "phonemes", "--data", data / "train.jsonl",
+        "--eval-data", data / "test.jsonl", "--prompt", "{word}", "--answer", "{gb}", "--output", out,
+        "--num-virtual-tokens", 16, "--exact-match",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    before, after = metrics["before"]["exact_match"], metrics["after"]["exact_match"]
+    print(f"British phonemes, exact match: base {before:.1%}, prefix {after:.1%}")
+    assert after > before + 0.1

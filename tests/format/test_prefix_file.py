@@ -1,0 +1,160 @@
+"""Prefix files: round trips, an independent reader, and files that are not what they claim."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.prefix import Prefix
+from antefix.sites import Site
+
+SITES = (
+    Site("enc.0", "encoder", 0, 2, 6, 4),
+    Site("dec.0", "decoder", 0, 1, 3, 3),
+    Site("dec.0.x", "cross", 0, 1, 3, 3),
+)
+
+
+@pytest.fixture
+def prefix() -> Prefix:
+    made = random_prefix(SITES, 5)
+    return Prefix(SITES, made.keys, made.values, {"base_model": "tiny", "training": {"epochs": 3, "é": [1, None]}})
+
+
+def read_by_hand(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Read a safetensors file as docs/format.md describes it, without any library."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def write_by_hand(path: Path, header: dict[str, Any], data: bytes) -> None:
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_round_trip_is_exact(prefix: Prefix, tmp_path: Path, dtype: torch.dtype) -> None:
+    cast = Prefix(
+        SITES,
+        {path: key.to(dtype) for path, key in prefix.keys.items()},
+        {path: value.to(dtype) for path, value in prefix.values.items()},
+        prefix.metadata,
+    )
+    antefix.save_prefix(cast, tmp_path / "new" / "p.safetensors")
+    loaded = antefix.load_prefix(tmp_path / "new" / "p.safetensors")
+    assert loaded.sites == SITES
+    assert loaded.metadata == prefix.metadata
+    for path in cast.keys:
+        assert loaded.keys[path].dtype == dtype
+        assert torch.equal(loaded.keys[path], cast.keys[path])
+        assert torch.equal(loaded.values[path], cast.values[path])
+
+
+def test_the_bytes_are_those_of_the_specification(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    antefix.save_prefix(prefix, path)
+    header, data = read_by_hand(path)
+    metadata = header.pop("__metadata__")
+    assert {name: metadata[name] for name in ("format", "version", "num_virtual_tokens")} == {
+        "format": "antefix.prefix",
+        "version": "1",
+        "num_virtual_tokens": "5",
+    }
+    assert json.loads(metadata["sites"])[0] == {
+        "path": "enc.0", "kind": "encoder", "layer": 0, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 4,
+    }  # fmt: skip
+    assert set(header) == {f"{site.path}.{part}" for site in SITES for part in ("key", "value")}
+    entry = header["enc.0.value"]
+    assert (entry["dtype"], entry["shape"]) == ("F32", [2, 5, 4])
+    start, end = entry["data_offsets"]
+    numbers = struct.unpack(f"<{2 * 5 * 4}f", data[start:end])
+    assert list(numbers) == prefix.values["enc.0"].flatten().tolist()
+
+
+def test_truncation_anywhere_is_noticed(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    antefix.save_prefix(prefix, path)
+    content = path.read_bytes()
+    for length in [*range(0, 200, 7), *range(200, len(content), 53), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(antefix.PrefixFormatError, match=r"p\.safetensors"):
+            antefix.load_prefix(path)
+
+
+def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda header: header["__metadata__"].__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_set("format", "other"), "not a prefix file"),
+        (_set("version", "2"), "format version 2"),
+        (_set("num_virtual_tokens", "6"), "names 6 virtual tokens and holds 5"),
+        (_set("sites", "[{}]"), "header of .* is damaged"),
+        (_set("sites", "nonsense"), "header of .* is damaged"),
+        (_set("sites", "5"), "header of .* is damaged"),
+        (_set("metadata", "[]"), "header of .* is damaged"),
+        (lambda header: header["__metadata__"].pop("sites"), "header of .* is damaged"),
+        (lambda header: header.__setitem__("stray.key", header["enc.0.key"]), "intact|does not hold"),
+        (lambda header: header.pop("dec.0.x.value"), "intact|does not hold"),
+        (lambda header: header["enc.0.key"].__setitem__("shape", [5, 2, 6]), "shape"),
+        (lambda header: header["enc.0.key"].__setitem__("dtype", "I32"), "floating-point"),
+    ],
+)
+def test_a_damaged_header_is_noticed(
+    prefix: Prefix, tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = tmp_path / "p.safetensors"
+    antefix.save_prefix(prefix, path)
+    header, data = read_by_hand(path)
+    damage(header)
+    write_by_hand(path, header, data)
+    with pytest.raises(antefix.PrefixFormatError, match=message):
+        antefix.load_prefix(path)
+
+
+def test_numbers_that_are_not_finite_are_noticed(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    prefix.keys["dec.0"][0, 2, 1] = float("nan")
+    antefix.save_prefix(prefix, path)
+    with pytest.raises(antefix.PrefixFormatError, match="not finite"):
+        antefix.load_prefix(path)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(antefix.PrefixFormatError, match="no prefix file"):
+        antefix.load_prefix(tmp_path / "missing")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(antefix.PrefixFormatError, match="not a prefix file"):
+        antefix.load_prefix(tmp_path / "model.safetensors")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(antefix.PrefixFormatError, match="not an intact safetensors file"):
+        antefix.load_prefix(tmp_path / "model.pt")
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    prefix: Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.safetensors"
+    antefix.save_prefix(prefix, path)
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        antefix.save_prefix(antefix.concat([prefix, prefix]), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,61 @@
+"""Recipes: YAML, overrides, and a sentence for every setting that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antefix.errors import ConfigError
+from antefix.training import Recipe
+
+NEEDED = {"model": "embedded", "data": "d.jsonl", "prompt": "{q}", "answer": "{a}"}
+
+
+def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: embedded\ndata: d.jsonl\nprompt: '{q}'\nanswer: '{a}'\nepochs: 2\nprefix: {init: zero}\n")
+    recipe = Recipe.from_yaml(path, epochs=7.0, seed=None, prefix={"num_virtual_tokens": 5, "init": None})
+    assert (recipe.epochs, recipe.seed) == (7.0, 0)
+    assert (recipe.prefix.num_virtual_tokens, recipe.prefix.init) == (5, "zero")
+    assert Recipe.from_settings(recipe.as_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "no setting 'epoch'; it knows model"),
+        ({"prefix": {"tokens": 3}}, "prefix has no setting 'tokens'"),
+        ({"prefix": 3}, "'prefix' in a recipe must be a mapping"),
+        ({"prefix": {"num_virtual_tokens": 0}}, "num_virtual_tokens is 0"),
+        ({"learning_rate": 0}, "learning_rate is 0; it must be a number above 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
+        ({"num_examples": 0}, "num_examples is 0"),
+        ({"model": 5}, "model is 5"),
+        ({"epochs": [1]}, "wrong type"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_settings({**NEEDED, **settings})
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_is_missing_is_named_with_its_flag(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"lacks '{name}'; say it in the file or as --{name}"):
+        Recipe.from_settings({key: value for key, value in NEEDED.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("!!python/object:os.system {}", "not valid YAML")],
+)
+def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_yaml(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Recipe.from_yaml(tmp_path / "missing.yaml")
