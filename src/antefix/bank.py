@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antefix.attention.backend import open_site
-from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
+from antefix.attention.state import KeysAndValues
 from antefix.encoder import PrefixConfig, PrefixEncoder
-from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError, UnsupportedModelError
+from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
-from antefix.positions import StackPositions
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import KEYWORD, KINDS, Site, discover_sites, stack_path
+from antefix.sites import KINDS, Site, discover_sites, stack_path
+from antefix.stack import Selection, Stack, names_of
 from antefix.storage import load_prefix, save_prefix
 
-Selection: TypeAlias = "str | Sequence[str | None] | None"
 MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""
 
@@ -56,7 +54,7 @@ class PrefixBank:
         self._default: Selection = None
         self._scoped = threading.local()
         self._undo = [open_site(model.get_submodule(site.path), site) for site in sites]
-        self._stacks = {path: _Stack(self, path) for path in dict.fromkeys(stack_path(model, site) for site in sites)}
+        self._stacks = self._open_stacks()
         model.add_module(MODULE_NAME, self._trainable)
 
     @property
@@ -125,7 +123,7 @@ class PrefixBank:
         if not isinstance(held, Prefix):
             self._trainable = nn.ModuleList(encoder for encoder in self._trainable if encoder not in held)
             setattr(self.model, MODULE_NAME, self._trainable)
-        if name in _names(self._default):
+        if name in names_of(self._default):
             self._default = None
 
     def activate(self, selection: Selection) -> None:
@@ -165,13 +163,27 @@ class PrefixBank:
         scoped = getattr(self._scoped, "stack", ())
         return scoped[-1] if scoped else self._default
 
-    def _materialize(self, name: str, paths: frozenset[str]) -> KeysAndValues:
+    def _open_stacks(self) -> dict[str, Stack]:
+        """Watch every stack, by path, that has sites."""
+        sites_of: dict[str, list[Site]] = {}
+        for site in self.sites:
+            sites_of.setdefault(stack_path(self.model, site), []).append(site)
+        stacks = {}
+        for path, sites in sites_of.items():
+            module = self.model.get_submodule(path)
+            assert isinstance(module, PreTrainedModel)
+            stacks[path] = Stack(module, sites, self.selection, self._materialize)
+        return stacks
+
+    def _materialize(self, name: str, sites: Sequence[Site]) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
         held = self._get(name)
+        paths = {site.path for site in sites}
         if isinstance(held, Prefix):
             return {path: (held.keys[path], held.values[path]) for path in held.keys if path in paths}
-        encoders = [encoder for encoder in held if encoder.sites[0].path in paths]
-        return {path: pair for encoder in encoders for path, pair in encoder.keys_and_values().items()}
+        encoders = [encoder for encoder in held if any(site.path in paths for site in encoder.sites)]
+        made = {path: pair for encoder in encoders for path, pair in encoder.keys_and_values().items()}
+        return {path: pair for path, pair in made.items() if path in paths}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -214,7 +226,7 @@ class PrefixBank:
         }
 
     def _check(self, selection: Selection) -> None:
-        for name in _names(selection):
+        for name in names_of(selection):
             if name is not None:
                 self._get(name)
 
@@ -223,93 +235,3 @@ class PrefixBank:
             known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
             raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")
         return self._prefixes[name]
-
-
-class _Stack:
-    """One encoder or decoder of the model: sends each of its forwards down with the prefixes of its rows."""
-
-    def __init__(self, bank: PrefixBank, path: str) -> None:
-        self.bank = bank
-        self.module = bank.model.get_submodule(path)
-        own = [site for site in bank.sites if stack_path(bank.model, site) == path]
-        self.paths = frozenset(site.path for site in own)
-        self.self_attention = frozenset(site.path for site in own if site.kind != "cross")
-        assert isinstance(self.module, PreTrainedModel)
-        self.positions = StackPositions(self.module)
-        self.parameters = list(inspect.signature(self.module.forward).parameters)
-        self.hooks = [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.module.register_forward_hook(self._after, always_call=True),
-        ]
-
-    def close(self) -> None:
-        """Take every hook away."""
-        for hook in self.hooks:
-            hook.remove()
-        self.positions.close()
-
-    def _before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]]:
-        inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
-        inputs[KEYWORD] = self._prefixes(inputs)
-        return (), inputs
-
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.positions.forget()
-
-    def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
-        """Materialise the prefixes of this forward, once, and move the tokens behind them."""
-        selection = self.bank.selection()
-        used = list(dict.fromkeys(name for name in _names(selection) if name is not None))
-        if not used:
-            return NO_PREFIXES
-        _refuse_reentrant_checkpointing(self.module)
-        batch = _batch_size(inputs)
-        names = [selection] * batch if isinstance(selection, str) else _repeat(_names(selection), batch)
-        prefixes = tuple(self.bank._materialize(name, self.paths) for name in used)
-        lengths = [self._length(prefix) for prefix in prefixes]
-        rows = tuple(-1 if name is None else used.index(name) for name in names)
-        relative = None
-        if any(lengths):
-            relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
-        return ForwardPrefixes(prefixes, rows, relative)
-
-    def _length(self, prefix: KeysAndValues) -> int:
-        """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
-        return next((key.shape[1] for path, (key, _) in prefix.items() if path in self.self_attention), 0)
-
-
-def _names(selection: Selection) -> Sequence[str | None]:
-    return [selection] if selection is None or isinstance(selection, str) else selection
-
-
-def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:
-    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers."""
-    times, rest = divmod(batch, len(names))
-    if rest or not times:
-        raise ConfigError(
-            f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row."
-        )
-    return [name for name in names for _ in range(times)]
-
-
-def _batch_size(inputs: Mapping[str, Any]) -> int:
-    """Return the rows of the stack's main input."""
-    for name in ("input_ids", "inputs_embeds"):
-        if isinstance(inputs.get(name), Tensor):
-            return int(inputs[name].shape[0])
-    return int(next(value for value in inputs.values() if isinstance(value, Tensor)).shape[0])
-
-
-def _refuse_reentrant_checkpointing(stack: nn.Module) -> None:
-    """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
-    for module in stack.modules():
-        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
-            if getattr(module, "gradient_checkpointing", False) and stack.training:
-                raise UnsupportedModelError(
-                    "reentrant gradient checkpointing drops the gradients of a prefix; call "
-                    "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
-                )
-            return

@@ -111,9 +111,11 @@ def stack_path(model: PreTrainedModel, site: Site) -> str:
 
 
 def implementation_of(module: nn.Module) -> str | None:
-    """Return the base's attention implementation at a module, whatever antefix has put before its name."""
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return name.rpartition("|")[2] if isinstance(name, str) and name.startswith("antefix") else name
+    """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
+    config: Any = getattr(module, "config", None)
+    while hasattr(config, "antefix_base"):
+        config = config.antefix_base
+    return getattr(config, "_attn_implementation", None)
 
 
 def base_attention(module: nn.Module) -> AttentionFunction:
@@ -157,7 +159,7 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     own = copy.copy(original)
     # The property's setter would change the sub-configs too, and the copy shares those with the base.
     own.__dict__["_attn_implementation_internal"] = full_name
-    own.__dict__.update(attributes)
+    own.__dict__.update(attributes, antefix_base=original)
     module.config = own
 
     def undo() -> None:

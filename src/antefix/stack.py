@@ -1,0 +1,117 @@
+"""`Stack`: one encoder or decoder of a model, whose forwards go down with the prefixes of their rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
+from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.positions import StackPositions
+from antefix.sites import KEYWORD, Site
+
+Selection: TypeAlias = "str | Sequence[str | None] | None"
+"""A prefix for all rows by name, one (or None, the bare base) for each row, or None for all."""
+
+
+class Stack:
+    """Watches the forwards of one stack.
+
+    `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites.
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        sites: Sequence[Site],
+        selection: Callable[[], Selection],
+        materialize: Callable[[str, Sequence[Site]], KeysAndValues],
+    ) -> None:
+        self.module = module
+        self.sites = sites
+        self.selection = selection
+        self.materialize = materialize
+        self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
+        self.positions = StackPositions(module)
+        self.parameters = list(inspect.signature(module.forward).parameters)
+        self.hooks = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            module.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def close(self) -> None:
+        """Take every hook away."""
+        for hook in self.hooks:
+            hook.remove()
+        self.positions.close()
+
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
+        inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
+        inputs[KEYWORD] = self._prefixes(inputs)
+        return (), inputs
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.positions.forget()
+
+    def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
+        """Materialise the prefixes of this forward, once, and move the tokens behind them."""
+        selection = self.selection()
+        used = list(dict.fromkeys(name for name in names_of(selection) if name is not None))
+        if not used:
+            return NO_PREFIXES
+        _refuse_reentrant_checkpointing(self.module)
+        batch = _batch_size(inputs)
+        names = [selection] * batch if isinstance(selection, str) else _repeat(names_of(selection), batch)
+        prefixes = tuple(self.materialize(name, self.sites) for name in used)
+        lengths = [self._length(prefix) for prefix in prefixes]
+        rows = tuple(-1 if name is None else used.index(name) for name in names)
+        relative = None
+        if any(lengths):
+            relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
+        return ForwardPrefixes(prefixes, rows, relative)
+
+    def _length(self, prefix: KeysAndValues) -> int:
+        """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
+        return next((key.shape[1] for path, (key, _) in prefix.items() if path in self.self_attention), 0)
+
+
+def names_of(selection: Selection) -> Sequence[str | None]:
+    """Return the names of a selection as a list, None among them where it has the bare base."""
+    return [selection] if selection is None or isinstance(selection, str) else selection
+
+
+def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:
+    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers."""
+    times, rest = divmod(batch, len(names))
+    if rest or not times:
+        raise ConfigError(
+            f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row."
+        )
+    return [name for name in names for _ in range(times)]
+
+
+def _batch_size(inputs: Mapping[str, Any]) -> int:
+    """Return the rows of the stack's main input."""
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(inputs.get(name), Tensor):
+            return int(inputs[name].shape[0])
+    return int(next(value for value in inputs.values() if isinstance(value, Tensor)).shape[0])
+
+
+def _refuse_reentrant_checkpointing(stack: nn.Module) -> None:
+    """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
+    for module in stack.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            if getattr(module, "gradient_checkpointing", False) and stack.training:
+                raise UnsupportedModelError(
+                    "reentrant gradient checkpointing drops the gradients of a prefix; call "
+                    "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+                )
+            return
