@@ -4,7 +4,8 @@
 
 Half of the training sequences name the form of each document in a header. The other half name none and keep to
 one form, so that the model learns to read the form off what stands before: the skill that a prefix elicits. A first
-phase learns every token; a second learns the answers alone, because the prompts are mostly invented names.
+phase learns every token; a second the answers alone, because the prompts are mostly invented names; a third takes one
+document at a time, where there is but one place to look a field up.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -28,6 +31,7 @@ SEED = 20261123
 VOCAB_SIZE = 1536
 SEQUENCE_LENGTH = 256
 BATCH_SIZE = 16
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def draw_document(rng: random.Random, form: str | None) -> tuple[str, str]:
@@ -92,9 +96,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def draw_batch(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, answers_only: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_packed(rng: random.Random, tokenizer: PreTrainedTokenizerFast, answers_only: bool) -> Batch:
     """Return token ids and labels `(BATCH_SIZE, SEQUENCE_LENGTH)`, documents one after another in each row."""
     rows, labels = [], []
     for _ in range(BATCH_SIZE):
@@ -102,7 +104,7 @@ def draw_batch(
         learned: list[int] = []
         documents = draw_sequence(rng)
         while len(row) < SEQUENCE_LENGTH:
-            question, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in next(documents))
+            question, answer = encode(tokenizer, next(documents))
             row += question + answer
             learned += ([-100] * len(question) if answers_only else question) + answer
         rows.append(row[:SEQUENCE_LENGTH])
@@ -110,12 +112,31 @@ def draw_batch(
     return torch.tensor(rows), torch.tensor(labels)
 
 
+def draw_single(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Batch:
+    """Return token ids and labels of as many single documents as make a batch of the same size, padded on the right."""
+    rows = [encode(tokenizer, next(draw_sequence(rng))) for _ in range(BATCH_SIZE * SEQUENCE_LENGTH // 80)]
+    longest = max(len(question) + len(answer) for question, answer in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
+    for number, (question, answer) in enumerate(rows):
+        end = len(question) + len(answer)
+        ids[number, :end] = torch.tensor(question + answer)
+        labels[number, len(question) : end] = torch.tensor(answer)
+    return ids, labels
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, document: tuple[str, str]) -> tuple[list[int], list[int]]:
+    """Return the ids of prompt and answer."""
+    question, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in document)
+    return question, answer
+
+
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of the training: first the language, then nothing but the answers."""
+    """One stretch of the training: the language, then the answers alone, then each document by itself."""
 
     name: str
-    answers_only: bool
+    draw: Callable[[random.Random, PreTrainedTokenizerFast], Batch]
     steps: int
     peak_learning_rate: float
 
@@ -125,7 +146,11 @@ class Phase:
         return self.peak_learning_rate * min(1.0, (step + 1) / 100) * cosine
 
 
-PHASES = (Phase("language", False, 2200, 4e-3), Phase("answers", True, 1100, 3e-3))
+PHASES = (
+    Phase("language", partial(draw_packed, answers_only=False), 2200, 4e-3),
+    Phase("answers", partial(draw_packed, answers_only=True), 1100, 3e-3),
+    Phase("documents", draw_single, 500, 3e-3),
+)
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, phase: Phase) -> float:
@@ -140,7 +165,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: r
     for step in range(phase.steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate(step)
-        ids, labels = draw_batch(rng, tokenizer, phase.answers_only)
+        ids, labels = phase.draw(rng, tokenizer)
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

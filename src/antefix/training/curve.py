@@ -23,6 +23,7 @@ def draw_loss_curve(metrics: dict[str, Any], path: Path) -> Path | None:
         loss = metrics[when]["loss"]
         axes.axhline(loss, color="#d55e00", linestyle=style, label=f"held out, {when} training: {loss:.3f}")
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("loss (nats a token)")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,72 @@
+"""`antefix demo` and the embedded model it stands on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+import antefix
+from antefix.embedded import model_path
+from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
+from antefix.training.data import Example
+from antefix.training.evaluation import exact_match
+from antefix.training.run import load_base
+from tests.cli.conftest import Invoke
+
+
+def test_the_demo_learns_two_forms_and_shows_them(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke("demo")
+    assert result.exit_code == 0, result.output
+    for form in ("headline", "letter"):
+        folder = tmp_path / "antefix-demo" / form
+        assert antefix.load_prefix(folder / "prefix.safetensors").num_virtual_tokens == 32
+        metrics = json.loads((folder / "metrics.json").read_text())
+        print(f"demo, {form}: {metrics['before']} -> {metrics['after']}")
+        assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
+        assert metrics["after"]["exact_match"] > metrics["before"]["exact_match"] + 0.3
+        assert f"antefix-demo/{form}/prefix.safetensors" in result.output
+    for text in ("held-out score", "bare base, prefix A, prefix B", "antefix generate --model embedded"):
+        assert text in result.output
+
+
+def test_the_embedded_model_is_small_and_has_its_card() -> None:
+    assert sum(file.stat().st_size for file in model_path().iterdir()) < 10_000_000
+    assert "cannot do" in (model_path() / "README.md").read_text()
+    model, encoder = load_base("embedded")
+    assert 2_000_000 <= model.num_parameters() <= 5_000_000
+    assert encoder.tokenizer.padding_side == "left"
+
+
+def test_a_header_chooses_the_form() -> None:
+    model, encoder = load_base("embedded")
+    rng = random.Random(5)
+    right = {}
+    for form in ("headline", "letter", "json", "quiz"):
+        records = [draw_record(rng) for _ in range(20)]
+        examples = [Example(prompt(r.tell("record", rng), form), r.tell(form)) for r in records]
+        right[form] = exact_match(model, encoder, examples)
+    prose = [draw_record(rng) for _ in range(20)]
+    right["back"] = exact_match(
+        model, encoder, [Example(prompt(r.tell("plain"), "record"), r.tell("record")) for r in prose]
+    )
+    print(f"embedded model, exact match by header: {right}")
+    assert min(right.values()) > 0.5
+
+
+def test_records_are_drawn_from_their_seed_and_told_in_every_form() -> None:
+    assert draw_examples("verse", 5, seed=1) == draw_examples("verse", 5, seed=1) != draw_examples("verse", 5, seed=2)
+    record = draw_record(random.Random(0))
+    assert len({record.tell(form) for form in FORMS}) == len(FORMS)
+    fields = {"name": "A", "job": "b", "town": "C", "age": "4", "likes": "d"}
+    assert Record("person", fields).tell("record") == "name: A | job: b | town: C | age: 4 | likes: d"
+    assert json.loads(Record("person", fields).tell("json")) == fields
+    for kind in ("person", "place", "book"):
+        record = next(r for r in (draw_record(random.Random(s)) for s in range(99)) if r.kind == kind)
+        for form in FORMS:
+            assert all(value in record.tell(form) for value in record.fields.values())
