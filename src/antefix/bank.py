@@ -31,7 +31,7 @@ def attach(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = No
 
     Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
     """
-    if hasattr(model, MODULE_NAME):
+    if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     return PrefixBank(model, discover_sites(model, example_inputs))
 
@@ -74,14 +74,19 @@ class PrefixBank:
         `metadata` is kept with the prefix and saved with it. Raises `ConfigError`, `ContextLengthError` where the
         model has too few positions, and `PrefixMismatchError` for a `Prefix` of another base model.
         """
+        self._check_attached()
         if not isinstance(name, str) or not name:
             raise ConfigError(f"a prefix needs a name; {name!r} is none.")
         if name in self._prefixes:
             raise ConfigError(f"there is a prefix named '{name}' already; remove it first.")
+        if source is not None and not isinstance(source, (Prefix, PrefixConfig)):
+            raise ConfigError(
+                f"a prefix is made from a PrefixConfig or a Prefix, not from {source!r}; files are load()ed."
+            )
         if isinstance(source, Prefix):
             source.check_fits(self.sites, self.fingerprint)
             self._check_length(source.sites, source.num_virtual_tokens)
-            self._prefixes[name] = source
+            self._prefixes[name] = source.to(self.model.device)
             self._metadata[name] = {**source.metadata, **(metadata or {})}
             return
         encoders = self._encoders(source or PrefixConfig(), tokenizer)
@@ -104,7 +109,7 @@ class PrefixBank:
         held = self._get(name)
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
-            return Prefix(held.sites, held.keys, held.values, metadata)
+            return Prefix(held.sites, held.keys, held.values, metadata).to(torch.device("cpu"))
         with torch.no_grad():
             made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
         return Prefix(
@@ -147,7 +152,9 @@ class PrefixBank:
             self._scoped.stack = outer
 
     def detach(self) -> None:
-        """Give the base model back as it was, bit for bit."""
+        """Give the base model back as it was, bit for bit; the bank is of no use afterwards but to read prefixes."""
+        if not self._stacks:
+            return
         for stack in self._stacks.values():
             stack.close()
         for undo in reversed(self._undo):
@@ -225,7 +232,12 @@ class PrefixBank:
             "fingerprint": self.fingerprint,
         }
 
+    def _check_attached(self) -> None:
+        if not self._stacks:
+            raise ConfigError("this bank was detached from its model; attach(model) gives a new one.")
+
     def _check(self, selection: Selection) -> None:
+        self._check_attached()
         for name in names_of(selection):
             if name is not None:
                 self._get(name)

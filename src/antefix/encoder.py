@@ -38,9 +38,12 @@ class PrefixConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", tuple(self.sites))
+        sites: object = self.sites
+        object.__setattr__(self, "sites", (sites,) if isinstance(sites, str) else tuple(self.sites))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
+            for layer in self.layers:
+                _at_least("layers", layer, 0)
         _at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         _at_least("encoder_hidden_size", self.encoder_hidden_size, 1)
         _one_of("reparameterization", self.reparameterization, (None, "mlp"))

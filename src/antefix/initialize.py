@@ -6,12 +6,12 @@ window only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antefix.errors import ConfigError
+from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.prefix import Prefix
 from antefix.shapes import Int
 from antefix.sites import Site, observe_attention
@@ -60,7 +60,13 @@ def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"]
     inputs = {"input_ids": input_ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids
-    calls = {call.path: call for call in observe_attention(model, inputs)}
+    observed = observe_attention(model, inputs)
+    calls = {call.path: call for call in observed}
+    if len(calls) < len(observed):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs an attention module more than once in a forward, so no prefix equals a text; "
+            "set init='random' or init='zero'."
+        )
     return Prefix(
         sites=tuple(sites),
         keys={site.path: calls[site.path].key[0].float().cpu() for site in sites},
@@ -68,8 +74,7 @@ def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"]
     )
 
 
-def _filled(sites: Sequence[Site], tokens: int, fill: object) -> Prefix:
-    assert callable(fill)
+def _filled(sites: Sequence[Site], tokens: int, fill: Callable[..., torch.Tensor]) -> Prefix:
     return Prefix(
         sites=tuple(sites),
         keys={site.path: fill(site.num_key_value_heads, tokens, site.key_dim) for site in sites},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from antefix.attention.state import RelativePositions
-from antefix.errors import ContextLengthError
+from antefix.errors import ContextLengthError, UnsupportedModelError
 
 _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embedding")
 
@@ -27,15 +27,13 @@ class StackPositions:
     def __init__(self, stack: PreTrainedModel) -> None:
         self.stack = stack
         self.takes_ids = "position_ids" in inspect.signature(stack.forward).parameters
-        self.table = next(
-            (
-                m
-                for name, m in stack.named_modules()
-                if name.rpartition(".")[2] in _TABLE_NAMES and hasattr(m, "weight")
-            ),
-            None,
-        )
-        self.bias = next((m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)), None)
+        tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
+        self.table = next((m for m in tables if hasattr(m, "weight")), None)
+        self.is_understood = self.takes_ids or self.table is not None or not tables
+        biases = [m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)]
+        self.bias = biases[0] if biases else None
+        if len(biases) > 1:  # a bias for each layer, as in UMT5
+            self.is_understood = False
         self._pending = threading.local()
         self._hook = None
         if self.table is not None and not self.takes_ids:
@@ -46,10 +44,7 @@ class StackPositions:
         """How many positions the stack has a learned embedding for; None where it has no table of them."""
         if self.table is None:
             return None
-        first = getattr(self.table, "offset", None)
-        if first is None:
-            first = 0 if self.table.padding_idx is None else cast(int, self.table.padding_idx) + 1
-        return cast(Tensor, self.table.weight).shape[0] - cast(int, first)
+        return cast(Tensor, self.table.weight).shape[0] - self._first_row
 
     def close(self) -> None:
         """Take the stack's hook away."""
@@ -57,37 +52,65 @@ class StackPositions:
             self._hook.remove()
 
     def shift(self, inputs: dict[str, Any], lengths: Sequence[int]) -> RelativePositions | None:
-        """Move the tokens of each row back by the length of its prefix; `inputs` are the stack's, by keyword."""
+        """Move the tokens of each row back by the length of its prefix; `inputs` are the stack's, by keyword.
+
+        Raises `ContextLengthError` where the model has too few positions, and `UnsupportedModelError` where it counts
+        them in a way that cannot be moved.
+        """
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
-        assert tokens is not None
+        if not self.is_understood or (tokens is None and self.table is not None):
+            raise UnsupportedModelError(
+                f"{type(self.stack).__name__} counts positions in a way that a prefix cannot move; leave its kind out "
+                "of PrefixConfig.sites."
+            )
+        if tokens is None:  # nothing here has a place in a sequence
+            return None
         offsets = torch.tensor(lengths, device=tokens.device)[:, None]
         given = inputs.get("position_ids") if self.takes_ids else None
-        positions = _standing(inputs, tokens, offsets > 0) if given is None else given
-        self._check_limit(positions, offsets)
+        positions = _standing(inputs, tokens, self._skips_padding | (offsets > 0)) if given is None else given
+        first = self._first_position if self.takes_ids else 0
+        positions = positions + first if given is None else positions
+        self._check_limit(positions + offsets - first)
         if self.takes_ids:
-            first = self._first_position() if given is None else 0
-            inputs["position_ids"] = positions + offsets + first
+            inputs["position_ids"] = positions + offsets
         elif self._hook is not None:
             self._pending.positions = positions + offsets
         return None if self.bias is None else RelativePositions(positions, self.bias)
 
-    def forget(self) -> None:
-        """Drop what a forward that failed halfway left behind."""
+    def finish(self, succeeded: bool) -> None:
+        """End a forward; raises `UnsupportedModelError` where the stack never looked the shifted positions up."""
+        unused = getattr(self._pending, "positions", None) is not None
         self._pending.positions = None
+        if unused and succeeded:
+            raise UnsupportedModelError(
+                f"{type(self.stack).__name__} did not look its positions up in '{type(self.table).__name__}', so a "
+                "prefix cannot stand before its tokens; leave its kind out of PrefixConfig.sites."
+            )
 
+    @property
     def _first_position(self) -> int:
-        """Return the number of the first position: RoBERTa counts from after its padding index."""
-        if self.table is None or not any(
-            hasattr(m, "create_position_ids_from_input_ids") for m in self.stack.modules()
-        ):
-            return 0
-        return cast(int, self.table.padding_idx) + 1
+        """The number of the first position: RoBERTa counts from after its padding index."""
+        counts_from_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in self.stack.modules())
+        return cast(int, self.table.padding_idx) + 1 if self.table is not None and counts_from_ids else 0
 
-    def _check_limit(self, positions: Tensor, offsets: Tensor) -> None:
+    @property
+    def _first_row(self) -> int:
+        """The row of the table that holds the first position."""
+        offset = getattr(self.table, "offset", None)
+        return self._first_position if offset is None else cast(int, offset)
+
+    @property
+    def _skips_padding(self) -> bool:
+        """Whether the bare stack leaves padding out when it counts, as RoBERTa and OPT do."""
+        if self.table is None:
+            return False
+        return self._first_position > 0 or "attention_mask" in inspect.signature(self.table.forward).parameters
+
+    def _check_limit(self, positions: Tensor) -> None:
         limit = self.limit
-        if limit is None or positions.is_meta:
+        if limit is None or positions.is_meta or torch.compiler.is_compiling():
             return
-        needed = int((positions + offsets).max()) + 1
+        needed = int(positions.max()) + 1
         if needed > limit:
             raise ContextLengthError(
                 f"prefix and sequence need {needed} positions, but {type(self.stack).__name__} has {limit}; shorten "
@@ -100,14 +123,13 @@ class StackPositions:
         if positions is None:
             return output
         self._pending.positions = None
-        weight = cast(Tensor, table.weight)
-        return nn.functional.embedding(positions + cast(int, getattr(table, "offset", 0)), weight).to(output.dtype)
+        return nn.functional.embedding(positions + self._first_row, cast(Tensor, table.weight)).to(output.dtype)
 
 
-def _standing(inputs: dict[str, Any], tokens: Tensor, has_prefix: Tensor) -> Tensor:
-    """Return the positions `(batch, token)` that a stack would give its tokens by itself.
+def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: Tensor) -> Tensor:
+    """Return the positions `(batch, token)` of the tokens, counted from 0.
 
-    In rows with a prefix, padding on the left does not count: the prefix ends where the first real token stands.
+    Rows with a prefix skip padding, `skips_padding` `(batch, 1)`: the prefix ends where the first real token stands.
     """
     batch, length = tokens.shape[:2]
     cache = inputs.get("past_key_values")
@@ -117,4 +139,4 @@ def _standing(inputs: dict[str, Any], tokens: Tensor, has_prefix: Tensor) -> Ten
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return plain
     counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return torch.where(has_prefix, counted, plain)
+    return torch.where(skips_padding, counted, plain)

@@ -21,7 +21,8 @@ class Prefix:
     """Keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)` for every site, by its path.
 
     `metadata` holds what can be written as JSON: the base model's name, class and fingerprint, and how it was trained.
-    Raises `PrefixFormatError` where tensors and sites do not fit together.
+    The tensors are not copied; whoever hands them over leaves them as they are. Raises `PrefixFormatError` where
+    tensors and sites do not fit together.
     """
 
     sites: tuple[Site, ...]
@@ -39,6 +40,15 @@ class Prefix:
     def num_virtual_tokens(self) -> int:
         """How many tokens the prefix stands for."""
         return next(iter(self.keys.values())).shape[1]
+
+    def to(self, device: torch.device) -> Prefix:
+        """Return the same prefix on a device."""
+        keys, values = ({path: t.to(device) for path, t in part.items()} for part in (self.keys, self.values))
+        return Prefix(self.sites, keys, values, self.metadata)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as plain data, which read-only mappings would refuse."""
+        return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata))
 
     def check_fits(self, base_sites: Sequence[Site], fingerprint: str) -> None:
         """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites."""

@@ -71,11 +71,18 @@ def discover_sites(model: PreTrainedModel, example_inputs: Mapping[str, Any] | N
             "AttentionInterface, so a prefix cannot reach it; supported are the models that do, such as Llama, Qwen, "
             "Gemma, Mistral, GPT-2, BERT, T5 and BART."
         )
+    for call in calls:
+        _refuse_own_branches(model.get_submodule(call.path))
     lost = [call.path for call in calls if not call.keyword_arrived]
     if lost:
         raise UnsupportedModelError(
             f"{type(model).__name__} drops unknown keywords on the way to {len(set(lost))} of its attention modules "
             f"(the first is '{lost[0]}'), so a prefix would not reach them."
+        )
+    if model.config.is_encoder_decoder and all(call.query.shape[2] == call.key.shape[2] for call in calls):
+        raise UnsupportedModelError(
+            "example_inputs have as many decoder tokens as encoder tokens, which hides what is cross-attention; give "
+            "sequences of two lengths."
         )
     sites = {call.path: _site(call) for call in reversed(calls)}
     return tuple(sites[path] for path in dict.fromkeys(call.path for call in calls))
@@ -91,7 +98,8 @@ def observe_attention(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list
             if isinstance(module, PreTrainedModel):
                 stack.enter_context(_send_probe(module))
             elif implementation_of(module) is not None:
-                stack.enter_context(_observed(path, module, calls))
+                attributes = {"antefix_path": path, "antefix_note": calls.append}
+                stack.enter_context(switched(module, "antefix-observe", _observe, **attributes))
         try:
             model(**inputs)
         finally:
@@ -116,6 +124,12 @@ def implementation_of(module: nn.Module) -> str | None:
     while hasattr(config, "antefix_base"):
         config = config.antefix_base
     return getattr(config, "_attn_implementation", None)
+
+
+def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether an attention module hides later keys, by what it passes or by what it is."""
+    passed = arguments.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if passed is None else passed)
 
 
 def base_attention(module: nn.Module) -> AttentionFunction:
@@ -168,26 +182,14 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     return undo
 
 
-def _observed(path: str, module: nn.Module, calls: list[AttentionCall]) -> Any:
-    """Note the attention calls of one module for as long as the context lasts."""
-
-    def note(call: AttentionCall) -> None:
-        calls.append(call)
-
-    return switched(module, "antefix-observe", _observe, antefix_path=path, antefix_note=note)
-
-
 def _observe(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Note the call, then compute what the base would."""
     arrived = kwargs.pop(KEYWORD, None) is not None
     config = cast(Any, module.config)
-    is_causal = kwargs.get("is_causal")
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
-    config.antefix_note(AttentionCall(config.antefix_path, query, key, value, bool(is_causal), arrived))
-    return base_attention(module)(module, query, key, value, mask, *args, **kwargs)
+    config.antefix_note(AttentionCall(config.antefix_path, query, key, value, is_causal(module, kwargs), arrived))
+    return base_attention(module)(module, query, key, value, attention_mask, *args, **kwargs)
 
 
 @contextmanager
@@ -203,6 +205,17 @@ def _send_probe(module: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _refuse_own_branches(module: nn.Module) -> None:
+    """Refuse attention that asks for its implementation by name: under antefix's name it would take another branch."""
+    source = inspect.getsource(type(module).forward)
+    asks = re.search(r"_attn_implementation\s*(==|!=|in\b|not in\b)", source)
+    if asks and not hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's question is answered in base_attention
+        raise UnsupportedModelError(
+            f"{type(module).__name__} behaves differently by the name of its attention implementation, so a prefix "
+            "cannot be put into it without changing the base."
+        )
 
 
 def _site(call: AttentionCall) -> Site:

@@ -57,7 +57,7 @@ class Stack:
         return (), inputs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.positions.forget()
+        self.positions.finish(succeeded=output is not None)
 
     def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
         """Materialise the prefixes of this forward, once, and move the tokens behind them."""
@@ -82,8 +82,17 @@ class Stack:
 
 
 def names_of(selection: Selection) -> Sequence[str | None]:
-    """Return the names of a selection as a list, None among them where it has the bare base."""
-    return [selection] if selection is None or isinstance(selection, str) else selection
+    """Return the names of a selection as a list, None among them where it has the bare base.
+
+    Raises `ConfigError` for what is no selection.
+    """
+    if selection is None or isinstance(selection, str):
+        return [selection]
+    if not isinstance(selection, (list, tuple)) or not selection:
+        raise ConfigError(
+            f"{selection!r} selects no prefix; give a name, None, or a list with one of them for each row."
+        )
+    return selection
 
 
 def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from antefix.errors import PrefixFormatError
+from antefix.errors import ConfigError, PrefixFormatError
 from antefix.prefix import Prefix
 from antefix.sites import KINDS, Site
 
@@ -23,17 +23,25 @@ VERSION = "1"
 
 
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
-    """Write a prefix to a file; whoever reads the path meanwhile sees the old file or the new one, never a part."""
+    """Write a prefix to a file; whoever reads the path meanwhile sees the old file or the new one, never a part.
+
+    Raises `ConfigError` for metadata that JSON cannot hold.
+    """
     tensors = {}
     for site in prefix.sites:
-        tensors[f"{site.path}.key"] = prefix.keys[site.path].detach().cpu().contiguous()
-        tensors[f"{site.path}.value"] = prefix.values[site.path].detach().cpu().contiguous()
+        for part, held in (("key", prefix.keys), ("value", prefix.values)):
+            # A copy, because safetensors refuses tensors that share memory.
+            tensors[f"{site.path}.{part}"] = held[site.path].detach().cpu().clone(memory_format=torch.contiguous_format)
+    try:
+        extra = json.dumps(dict(prefix.metadata))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the metadata of a prefix must be what JSON can hold: {error}.") from error
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "num_virtual_tokens": str(prefix.num_virtual_tokens),
         "sites": json.dumps([asdict(site) for site in prefix.sites]),
-        "metadata": json.dumps(dict(prefix.metadata)),
+        "metadata": extra,
     }
     write_atomically(Path(path), save(tensors, metadata))
 
@@ -53,7 +61,7 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
     try:
         sites = tuple(_read_site(entry) for entry in json.loads(header["sites"]))
         metadata = json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PrefixFormatError(f"the header of '{path}' is damaged: {error}.") from error
     if not isinstance(metadata, dict):
         raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from antefix.embedded import model_path
 from antefix.errors import DataError
-from antefix.training.data import Collator, Encoder, Example, Template, fill_templates, read_rows
+from antefix.training.data import Collator, Example, ExampleTokenizer, Template, fill_templates, read_rows, unescape
 
 
 def write(path: Path, text: str) -> Path:
@@ -40,6 +40,7 @@ def test_json_lines_csv_and_gzip_give_the_same_rows(tmp_path: Path) -> None:
         ("d.csv", "a,b\n1,2\n3\n", "line 3 .* does not have the 2 columns"),
         ("d.csv", "a,b\n1,2,3\n", "line 2 .* does not have the 2 columns"),
         ("d.csv", 'a,b\n1,"2\n', "is not valid CSV"),
+        ("d.csv", "a,a\n1,2\n", "names a column twice"),
         ("d.parquet", "x", "must end in .jsonl or .csv"),
         ("d.jsonl.gz", "not gzipped", "cannot be read"),
     ],
@@ -57,6 +58,15 @@ def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "binary.jsonl")
 
 
+def test_a_null_field_is_named() -> None:
+    with pytest.raises(DataError, match="field 'us' of line 3 is null"):
+        Template("{us}").fill({"us": None}, "line 3")
+
+
+def test_escapes_of_the_command_line() -> None:
+    assert unescape(r"a\n\tb\\n") == "a\n\tb\\n"
+
+
 def test_templates_fill_fields_and_keep_doubled_braces() -> None:
     rows = [("line 1", {"q": "why?", "n": 3})]
     (example,) = fill_templates(rows, Template("{{Q}} {q} {n}\n"), Template("{q}"))
@@ -68,7 +78,7 @@ def test_an_unknown_field_is_named_with_those_there_are() -> None:
         Template("{question}").fill({"q": 1, "a": 2}, "line 7")
 
 
-@pytest.mark.parametrize("text", ["{", "}", "{}", "{0.x}", "{a.__class__}", "{a[0]}", "{a!r}", "{a:>10}"])
+@pytest.mark.parametrize("text", ["{", "}", "{}", "{0.x}", "{a.__class__}", "{a[0]}", "{a!r}", "{a:>10}", "{0}"])
 def test_templates_are_fields_only(text: str) -> None:
     with pytest.raises(DataError, match="template"):
         Template(text)
@@ -76,13 +86,13 @@ def test_templates_are_fields_only(text: str) -> None:
 
 def test_a_causal_prompt_has_no_labels_and_an_answer_ends() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    row = Encoder(tokenizer, tokenizer, False, 100).encode(Example("The sea\n", "a boat"))
+    row = ExampleTokenizer(tokenizer, tokenizer, False, 100).encode(Example("The sea\n", "a boat"))
     prompt, answer = tokenizer("The sea\n")["input_ids"], tokenizer("a boat", add_special_tokens=False)["input_ids"]
     assert prompt[0] == tokenizer.bos_token_id
     assert row["input_ids"] == [*prompt, *answer, tokenizer.eos_token_id]
     assert row["labels"] == [-100] * len(prompt) + [*answer, tokenizer.eos_token_id]
     with pytest.raises(DataError, match="max_length=3"):
-        Encoder(tokenizer, tokenizer, False, 3).encode(Example("The sea\n", "a boat"))
+        ExampleTokenizer(tokenizer, tokenizer, False, 3).encode(Example("The sea\n", "a boat"))
 
 
 def test_batches_are_padded_on_the_right() -> None:

@@ -29,17 +29,31 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"prefix": {"tokens": 3}}, "prefix has no setting 'tokens'"),
         ({"prefix": 3}, "'prefix' in a recipe must be a mapping"),
         ({"prefix": {"num_virtual_tokens": 0}}, "num_virtual_tokens is 0"),
-        ({"learning_rate": 0}, "learning_rate is 0; it must be a number above 0"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
+        ({"batch_size": None}, "batch_size is None"),
         ({"num_examples": 0}, "num_examples is 0"),
-        ({"model": 5}, "model is 5"),
-        ({"epochs": [1]}, "wrong type"),
+        ({"model": 5}, "model is 5; it must be text"),
+        ({"model": ""}, "model is ''"),
+        ({"epochs": [1]}, r"epochs is \[1\]; it must be a number"),
+        ({"exact_match": "no"}, "exact_match is 'no'; it must be true or false"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"eval_data": 3}, "eval_data is 3"),
+        ({"prefix": {"layers": ["a"]}}, "layers is 'a'"),
+        ({"prefix": {"layers": 3}}, "wrong type"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.from_settings({**NEEDED, **settings})
+
+
+def test_yaml_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("learning_rate: 1e-3\nepochs: 2\nprefix: {sites: decoder}\n")
+    recipe = Recipe.from_yaml(path, **NEEDED)
+    assert (recipe.learning_rate, recipe.epochs, recipe.prefix.sites) == (0.001, 2.0, ("decoder",))
 
 
 @pytest.mark.parametrize("name", NEEDED)

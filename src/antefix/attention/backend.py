@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from antefix.attention.concat import attended
 from antefix.attention.state import ForwardPrefixes
 from antefix.errors import UnsupportedModelError
-from antefix.sites import KEYWORD, Site, base_attention, implementation_of, switch
+from antefix.sites import KEYWORD, Site, base_attention, implementation_of, is_causal, switch
 
 SUPPORTED = ("eager", "sdpa")
 
@@ -43,11 +43,10 @@ def attend(
             f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
         )
     prefix_key, prefix_value, real = prefix
-    is_causal = kwargs.get("is_causal")
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
-    # Only the sdpa function hides later keys by itself; the eager ones hide what the mask hides and nothing else.
-    mask = attended(attention_mask, query, key, prefix_key, real, bool(is_causal) and implementation == "sdpa")
+    # The sdpa function hides later keys by itself; the eager ones add a mask to the scores and do nothing else.
+    eager = implementation == "eager"
+    hides_later = not eager and is_causal(module, kwargs)
+    mask = attended(attention_mask, query, key, prefix_key, real, hides_later, additive=eager)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _prepend_bias(forward, site, kwargs["position_bias"], prefix_key.shape[2])
     joined_key = torch.cat([prefix_key, key], dim=2)

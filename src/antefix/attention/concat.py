@@ -18,11 +18,12 @@ def attended(
     prefix_key: Float[Tensor, "batch kv_head token key_dim"],
     real: Bool[Tensor, "batch token"] | None,
     is_causal: bool,
+    additive: bool,
 ) -> Tensor | None:
     """Return the mask over prefix and sequence: every query sees every real prefix token.
 
-    `mask` is the base's, boolean or additive, `(batch or 1, head or 1, query, key)`; without one, `is_causal` says
-    whether the base would have hidden later keys. None means that nothing is hidden.
+    `mask` is the base's, boolean or additive, `(batch or 1, head or 1, query or 1, key)`; without one, `is_causal` says
+    whether the base would have hidden later keys, and `additive` which sort of mask it takes. None hides nothing.
     """
     queries, tokens = query.shape[2], prefix_key.shape[2]
     if mask is None:
@@ -30,11 +31,16 @@ def attended(
             return None
         mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device)
         mask = mask.tril() if is_causal and queries > 1 else mask
+        mask = _as_additive(mask, query.dtype) if additive else mask
     batch = mask.shape[0] if real is None else query.shape[0]
-    mask = mask.expand(batch, -1, -1, -1)
+    mask = mask.expand(batch, -1, queries, -1)
     seen = torch.ones(batch, tokens, dtype=torch.bool, device=mask.device) if real is None else real
     seen = seen[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
     if mask.dtype != torch.bool:
-        lowest = torch.finfo(mask.dtype).min
-        seen = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device).masked_fill(~seen, lowest)
+        seen = _as_additive(seen, mask.dtype)
     return torch.cat([seen, mask], dim=-1)
+
+
+def _as_additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a boolean mask into one that is added to the scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TextStreamer, set_seed
 from antefix.bank import PrefixBank, attach
 from antefix.errors import ConfigError, ContextLengthError
 from antefix.storage import load_prefix
-from antefix.training.data import Encoder, Template, read_rows
+from antefix.training.data import ExampleTokenizer, Template, is_table, read_rows, unescape
 from antefix.training.evaluation import generate_ids, padding_id
 from antefix.training.run import load_base
 
@@ -43,7 +43,11 @@ def generate(
         raise ConfigError("give either --prompt or --file.")
     loaded = load_prefix(prefix) if prefix is not None else None
     trained_with = loaded.metadata.get("training", {}).get("prompt") if loaded is not None else None
-    prompts = [prompt.replace("\\n", "\n")] if prompt is not None else _read_prompts(file, template or trained_with)
+    prompts = (
+        [unescape(prompt)]
+        if prompt is not None
+        else _read_prompts(file, unescape(template) if template else trained_with)
+    )
     base, encoder = load_base(model, answer_tokenizer)
     bank = attach(base)
     if loaded is not None:
@@ -62,18 +66,18 @@ def generate(
 
 def _read_prompts(file: Path | None, template: str | None) -> list[str]:
     assert file is not None
-    if not file.name.removesuffix(".gz").endswith((".jsonl", ".csv")):
+    if not is_table(file):
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the file '{file}' cannot be read: {error}.") from error
-        prompts = [line.replace("\\n", "\n") for line in lines if line.strip()]
+        prompts = [unescape(line) for line in lines if line.strip()]
         if not prompts:
             raise ConfigError(f"the file '{file}' holds no prompts.")
         return prompts
     if template is None:
         raise ConfigError(f"the rows of '{file}' need --template to become prompts.")
-    parsed = Template(template.replace("\\n", "\n"))
+    parsed = Template(template)
     return [parsed.fill(row, where) for where, row in read_rows(file)]
 
 
@@ -93,7 +97,7 @@ def _check_context(model: PreTrainedModel, bank: PrefixBank, prompt_tokens: int,
 
 
 def _stream(
-    model: PreTrainedModel, encoder: Encoder, ids: list[int], max_new_tokens: int, sampling: dict[str, Any]
+    model: PreTrainedModel, encoder: ExampleTokenizer, ids: list[int], max_new_tokens: int, sampling: dict[str, Any]
 ) -> None:
     input_ids = torch.tensor([ids], device=model.device)
     generate_ids(
@@ -101,6 +105,7 @@ def _stream(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
+        num_beams=1,
         pad_token_id=padding_id(encoder),
         streamer=TextStreamer(encoder.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,

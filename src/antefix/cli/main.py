@@ -12,11 +12,9 @@ from typer.core import TyperGroup
 from antefix import __version__
 from antefix.cli.demo import demo
 from antefix.cli.generate import generate
-from antefix.cli.train import train
+from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
 from antefix.errors import AntefixError
-
-INTERRUPTED = 130
 
 
 class _Commands(TyperGroup):
@@ -27,6 +25,8 @@ class _Commands(TyperGroup):
         transformers.logging.disable_progress_bar()
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever read the output has read enough; typer ends quietly
         except (AntefixError, OSError) as error:
             _say(f"[bold red]error:[/] {_plain(error)}")
             raise typer.Exit(1) from error

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from antefix.errors import ConfigError
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
+from antefix.training.data import unescape
 
 INTERRUPTED = 130
 
@@ -63,8 +63,8 @@ def train(
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
-        "prompt": _unescape(prompt),
-        "answer": _unescape(answer),
+        "prompt": unescape(prompt) if prompt else None,
+        "answer": unescape(answer) if answer else None,
         "output": output,
         "eval_data": eval_data,
         "answer_tokenizer": answer_tokenizer,
@@ -109,11 +109,3 @@ def print_result(result: TrainingResult, console: Console) -> None:
     for path in (result.prefix_path, result.metrics_path, result.curve_path):
         if path is not None:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
-
-
-def _unescape(template: str | None) -> str | None:
-    if template is None:
-        return None
-    if template.endswith("\\") and not template.endswith("\\\\"):
-        raise ConfigError(f"the template {template!r} ends in a lone backslash; write \\\\ for a backslash.")
-    return template.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

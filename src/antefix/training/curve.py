@@ -13,6 +13,7 @@ def draw_loss_curve(metrics: dict[str, Any], path: Path) -> Path | None:
     """Draw training loss by step, and held-out loss before and after, to a PNG; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return None
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -23,7 +24,7 @@ def draw_loss_curve(metrics: dict[str, Any], path: Path) -> Path | None:
         loss = metrics[when]["loss"]
         axes.axhline(loss, color="#d55e00", linestyle=style, label=f"held out, {when} training: {loss:.3f}")
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss (nats a token)")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import string
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,7 @@ class Template:
                 f"the template {self.text!r} is malformed ({error}); write braces as {{{{ and }}}}."
             ) from error
         for _, name, spec, conversion in parts:
-            if name is not None and (not name or spec or conversion or set(name) & set(".[]")):
+            if name is not None and (not name or name.isdigit() or spec or conversion or set(name) & set(".[]")):
                 raise DataError(
                     f"the template {self.text!r} may only name fields, as {{field}}; other braces are {{{{ and }}}}."
                 )
@@ -61,7 +63,19 @@ class Template:
                     f"the template {self.text!r} names the field '{name}', but {where} has "
                     f"{', '.join(map(repr, row)) or 'no fields'}."
                 )
+            if row[name] is None:
+                raise DataError(f"the field '{name}' of {where} is null; leave such examples out.")
         return self.text.format(**{name: row[name] for name in self.fields})
+
+
+def is_table(path: Path) -> bool:
+    """Tell by its name whether a file holds rows with fields."""
+    return path.name.removesuffix(".gz").rpartition(".")[2].lower() in ("csv", "jsonl", "json")
+
+
+def unescape(template: str) -> str:
+    r"""Read \n, \t and \\ in a template from a command line, where a line break is hard to type."""
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}[found[1]], template)
 
 
 def read_rows(path: str | Path, limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
@@ -74,7 +88,7 @@ def read_rows(path: str | Path, limit: int | None = None) -> list[tuple[str, dic
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the data file '{path}' cannot be read: {reason}.") from error
     if suffix == "csv":
@@ -94,7 +108,7 @@ def fill_templates(rows: Sequence[tuple[str, dict[str, Any]]], prompt: Template,
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ExampleTokenizer:
     """Turns examples into token ids, as a causal model or an encoder-decoder wants them.
 
     Raises `DataError` for an example of more than `max_length` tokens, or one whose answer has none.
@@ -109,7 +123,7 @@ class Encoder:
         """Return `input_ids` and `labels`; a causal model's prompt has no labels."""
         prompt = self.prompt_ids(example.prompt)
         if self.is_encoder_decoder:
-            labels = list(self.answer_tokenizer(example.answer)["input_ids"])
+            labels = list(self.answer_tokenizer(text_target=example.answer)["input_ids"])
             ids = prompt
         else:
             answer = list(self.answer_tokenizer(example.answer, add_special_tokens=False)["input_ids"])
@@ -146,10 +160,11 @@ class Collator:
         }
 
 
-def pad_rows(rows: Sequence[list[int]], value: int) -> Tensor:
-    """Return rows of ids as one tensor, shorter ones filled up on the right."""
+def pad_rows(rows: Sequence[list[int]], value: int, on_left: bool = False) -> Tensor:
+    """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
     longest = max(map(len, rows))
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor([gap + row if on_left else row + gap for row, gap in zip(rows, fill, strict=True)])
 
 
 def _json_rows(text: str, path: Path, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
@@ -173,10 +188,13 @@ def _csv_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
+        names = reader.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise DataError(f"the first line of '{path}' names a column twice.")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"line {reader.line_num} of '{path}' does not have the {len(reader.fieldnames or ())} columns "
+                    f"line {reader.line_num} of '{path}' does not have the {len(names)} columns "
                     "that the first line names."
                 )
             rows.append((f"line {reader.line_num} of '{path}'", row))

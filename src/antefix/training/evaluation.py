@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from antefix.training.data import IGNORED_LABEL, Collator, Encoder, Example, pad_rows
+from antefix.training.data import IGNORED_LABEL, Collator, Example, ExampleTokenizer, pad_rows
 
 
 def loss_per_token(
@@ -36,7 +36,7 @@ def loss_per_token(
 
 
 def answers(
-    model: PreTrainedModel, encoder: Encoder, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 16
+    model: PreTrainedModel, encoder: ExampleTokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 16
 ) -> list[str]:
     """Return the greedy answers to prompts."""
     pad = padding_id(encoder)
@@ -44,14 +44,16 @@ def answers(
     model.eval()
     for start in range(0, len(prompts), batch_size):
         rows = [encoder.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
-        ids = pad_rows([row[::-1] for row in rows], pad).flip(1)  # a causal model goes on from the right end
-        mask = pad_rows([[1] * len(row) for row in rows], 0).flip(1)
+        # A causal model goes on from the right end, so its padding stands on the left.
+        ids = pad_rows(rows, pad, on_left=not encoder.is_encoder_decoder)
+        mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=not encoder.is_encoder_decoder)
         made = generate_ids(
             model,
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            num_beams=1,
             pad_token_id=pad,
         )
         if not encoder.is_encoder_decoder:
@@ -65,14 +67,14 @@ def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
     return cast(Tensor, cast(Any, model).generate(**arguments))
 
 
-def exact_match(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> float:
+def exact_match(model: PreTrainedModel, encoder: ExampleTokenizer, examples: Sequence[Example]) -> float:
     """Return the share of examples whose greedy answer is the expected one, white space at the ends aside."""
     longest = max(len(encoder.answer_tokenizer(example.answer)["input_ids"]) for example in examples)
     given = answers(model, encoder, [example.prompt for example in examples], max_new_tokens=longest + 2)
     return sum(a.strip() == e.answer.strip() for a, e in zip(given, examples, strict=True)) / len(examples)
 
 
-def padding_id(encoder: Encoder) -> int:
+def padding_id(encoder: ExampleTokenizer) -> int:
     """Return an id to pad with; any will do, because the mask hides it."""
     tokenizer = encoder.tokenizer
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

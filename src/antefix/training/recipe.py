@@ -45,19 +45,27 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "prompt", "answer", "output", "name"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; a recipe needs it as text.")
-        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_length"):
-            if isinstance(getattr(self, name), (bool, str)) or not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a number above 0.")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_length", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
-        if self.num_examples is not None and (not isinstance(self.num_examples, int) or self.num_examples < 1):
-            raise ConfigError(f"num_examples is {self.num_examples!r}; it must be a whole number of at least 1.")
         if isinstance(self.prefix, Mapping):
             object.__setattr__(self, "prefix", _build(PrefixConfig, self.prefix, "prefix"))
+        for setting in fields(self):
+            if setting.name != "prefix":
+                value = _typed(setting.name, str(setting.type), getattr(self, setting.name))
+                object.__setattr__(self, setting.name, value)
+        for name in (
+            "learning_rate",
+            "epochs",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_length",
+            "max_grad_norm",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
+        for name in ("seed", "weight_decay", "warmup_ratio"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or more.")
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ConfigError(f"num_examples is {self.num_examples!r}; it must be 1 or more.")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Recipe:
@@ -85,6 +93,22 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, as `from_settings` takes it."""
         return asdict(self)
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """Return a setting as its type; YAML reads 1e-3 as text, so a number may come as one."""
+    if value is None and kind.endswith("| None"):
+        return None
+    kind = kind.removesuffix(" | None")
+    if kind == "float" and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value).__name__ == kind and value != "":
+        return value
+    wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}[kind]
+    raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

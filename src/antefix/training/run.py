@@ -27,7 +27,7 @@ from antefix.embedded import model_path
 from antefix.errors import ConfigError, DataError
 from antefix.storage import write_atomically
 from antefix.training.curve import draw_loss_curve
-from antefix.training.data import Collator, Encoder, Example, Template, fill_templates, read_rows
+from antefix.training.data import Collator, Example, ExampleTokenizer, Template, fill_templates, read_rows
 from antefix.training.evaluation import exact_match, loss_per_token, padding_id
 from antefix.training.recipe import Recipe
 from antefix.training.trainer import FILE_NAME, PrefixTrainer, ProgressCallback
@@ -80,7 +80,7 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
 
 def load_base(
     name: str, answer_tokenizer: str | None = None, max_length: int = 1024
-) -> tuple[PreTrainedModel, Encoder]:
+) -> tuple[PreTrainedModel, ExampleTokenizer]:
     """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
 
     Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
@@ -96,7 +96,7 @@ def load_base(
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model '{name}' cannot be loaded: {reason}") from error
-    return model.to("cuda" if on_gpu else "cpu").eval(), Encoder(
+    return model.to("cuda" if on_gpu else "cpu").eval(), ExampleTokenizer(
         tokenizer, for_answers, config.is_encoder_decoder, max_length
     )
 
@@ -118,7 +118,7 @@ def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
 def _score(
     recipe: Recipe,
     model: PreTrainedModel,
-    encoder: Encoder,
+    encoder: ExampleTokenizer,
     examples: Sequence[Example],
     rows: Sequence[dict[str, list[int]]],
 ) -> dict[str, float]:
@@ -129,7 +129,7 @@ def _score(
 
 
 def _fit(
-    recipe: Recipe, bank: PrefixBank, encoder: Encoder, rows: Sequence[dict[str, list[int]]], console: Console
+    recipe: Recipe, bank: PrefixBank, encoder: ExampleTokenizer, rows: Sequence[dict[str, list[int]]], console: Console
 ) -> tuple[list[dict[str, float]], float]:
     """Run the Trainer; return loss by step and tokens a second."""
     progress = ProgressCallback(console, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))

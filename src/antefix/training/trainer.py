@@ -11,17 +11,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from antefix.bank import PrefixBank
+from antefix.errors import ConfigError
 
 FILE_NAME = "prefix.safetensors"
 
 
 class PrefixTrainer(Trainer):
-    """Train the active prefix of a bank; `save_model` and checkpoints write `prefix.safetensors` alone."""
+    """Train one prefix of a bank, made active; `save_model` and checkpoints write `prefix.safetensors` alone.
+
+    Raises `ConfigError` for what such checkpoints cannot do yet: resuming, and loading the best one at the end.
+    """
 
     def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
+        bank.activate(name)
         self.bank = bank
         self.prefix_name = name
         super().__init__(model=bank.model, **trainer_arguments)
+        if self.args.load_best_model_at_end:
+            raise ConfigError(
+                "PrefixTrainer cannot load the best checkpoint at the end yet; bank.load() does it by hand."
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does."""
+        if resume_from_checkpoint:
+            raise ConfigError("PrefixTrainer cannot resume yet: its checkpoints hold the prefix and no optimiser.")
+        return super().train(None, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
