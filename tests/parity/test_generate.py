@@ -14,8 +14,8 @@ from tests.conftest import build_model, draw_ids
 NAMES = ["llama", "gpt2", "t5", "bart"]
 
 
-def with_prefix(name: str) -> tuple[PreTrainedModel, antefix.PrefixBank]:
-    model = build_model(name)
+def with_prefix(name: str, **settings: Any) -> tuple[PreTrainedModel, antefix.PrefixBank]:
+    model = build_model(name, **settings)
     bank = antefix.attach(model)
     bank.add("p", antefix.PrefixConfig(num_virtual_tokens=5, init="random"))
     return model, bank
@@ -73,9 +73,10 @@ def test_beams_equal_beams_by_hand(name: str) -> None:
     assert torch.equal(actual, beams)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_of_a_mixed_batch_equal_their_solo_runs(name: str) -> None:
-    model, bank = with_prefix(name)
+def test_rows_of_a_mixed_batch_equal_their_solo_runs(name: str, implementation: str) -> None:
+    model, bank = with_prefix(name, attn_implementation=implementation)
     bank.add("longer", antefix.PrefixConfig(num_virtual_tokens=8, init="random"))
     prompts = draw_ids(3, 6)
     choice = ["longer", None, "p"]

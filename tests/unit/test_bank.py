@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 import antefix
 from antefix.initialize import random_prefix
-from tests.conftest import build_model, draw_ids
+from tests.conftest import VOCAB_SIZE, build_model, draw_ids
 
 NAMES = ["llama", "gpt2", "t5", "bart"]
 
@@ -153,6 +154,65 @@ def test_positions_that_do_not_suffice_are_refused_before_training() -> None:
     assert model(draw_ids(1, 4)).logits.isfinite().all()
     with pytest.raises(antefix.ContextLengthError, match="need 65 positions"):
         model(draw_ids(1, 5))
+
+
+def test_a_detached_bank_says_so_and_harms_no_other() -> None:
+    model = build_model("llama")
+    old = antefix.attach(model)
+    with pytest.raises(antefix.ConfigError, match="has a bank already"):
+        antefix.attach(model.model)
+    old.detach()
+    new = antefix.attach(model)
+    new.add("p", antefix.PrefixConfig(4, init="random"))
+    old.detach()
+    assert len(model.antefix_prefixes) == 1
+    with pytest.raises(antefix.ConfigError, match="detached"):
+        old.add("q", antefix.PrefixConfig(4, init="random"))
+    with pytest.raises(antefix.ConfigError, match="detached"), old.use(None):
+        pass
+
+
+@pytest.mark.parametrize("selection", [[], 3, {"a"}])
+def test_what_selects_nothing_is_refused(selection: object) -> None:
+    bank = antefix.attach(build_model("llama"))
+    with pytest.raises(antefix.ConfigError, match="selects no prefix"):
+        bank.activate(selection)
+    with pytest.raises(antefix.ConfigError, match=r"files are load\(\)ed"):
+        bank.add("a", "file.safetensors")
+
+
+def test_a_vision_encoder_takes_a_prefix_without_positions() -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    model = ViTModel(ViTConfig(**size, image_size=8, patch_size=4)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    bare = model(pixel_values=pixels).last_hidden_state
+    bank = antefix.attach(model, example_inputs={"pixel_values": pixels})
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    with bank.use(["p", None]):
+        mixed = model(pixel_values=pixels).last_hidden_state
+    assert not torch.allclose(mixed[0], bare[0], atol=1e-2)
+    torch.testing.assert_close(mixed[1], bare[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["roberta", "opt"])
+def test_bare_rows_keep_the_positions_of_their_base(name: str) -> None:
+    # These two count positions without their padding, also where no position ids are given.
+    size = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if name == "roberta":
+        model = RobertaModel(RobertaConfig(**size, intermediate_size=48, pad_token_id=1)).eval()
+    else:
+        model = OPTModel(OPTConfig(**size, ffn_dim=48, word_embed_proj_dim=32)).eval()
+    ids = torch.nn.functional.pad(draw_ids(2, 4), (3, 0), value=1)
+    mask = (ids != 1).long()
+    bare = model(ids, attention_mask=mask).last_hidden_state[:, 3:]
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    with bank.use(["p", None]):
+        mixed = model(ids, attention_mask=mask).last_hidden_state[:, 3:]
+    with bank.use("p"):
+        solo = model(ids[:1, 3:]).last_hidden_state
+    torch.testing.assert_close(mixed[1], bare[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed[0], solo[0], atol=1e-5, rtol=0)
 
 
 def test_threads_do_not_see_each_others_prefixes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -21,6 +23,13 @@ def test_a_prefix_cannot_be_changed() -> None:
         prefix.keys = {}  # type: ignore[misc]
     with pytest.raises(TypeError):
         prefix.keys["a"] = torch.zeros(1)  # type: ignore[index]
+
+
+def test_a_prefix_can_be_copied_and_pickled() -> None:
+    prefix = random_prefix(SITES, 3)
+    for other in (copy.deepcopy(prefix), pickle.loads(pickle.dumps(prefix))):  # noqa: S301
+        assert other.sites == prefix.sites
+        assert torch.equal(other.keys["a"], prefix.keys["a"])
 
 
 @pytest.mark.parametrize("change", ["missing", "shape", "length", "dtype", "empty"])

@@ -93,6 +93,26 @@ def test_models_without_token_ids_ask_for_an_example() -> None:
     assert [site.kind for site in sites] == ["encoder", "encoder"]
 
 
+def test_an_example_that_hides_cross_attention_is_refused() -> None:
+    ids = draw_ids(1, 3)
+    with pytest.raises(antefix.UnsupportedModelError, match="two lengths"):
+        antefix.attach(build_model("t5"), example_inputs={"input_ids": ids, "decoder_input_ids": ids})
+
+
+def test_attention_that_asks_for_its_name_is_refused() -> None:
+    model = build_model("llama")
+
+    class Asking(type(model.model.layers[0].self_attn)):  # type: ignore[misc]
+        def forward(self, *args: object, **kwargs: object) -> object:
+            if self.config._attn_implementation == "sdpa":
+                kwargs["scaling_of_its_own"] = True
+            return super().forward(*args, **kwargs)
+
+    model.model.layers[1].self_attn.__class__ = Asking
+    with pytest.raises(antefix.UnsupportedModelError, match="Asking behaves differently by the name"):
+        antefix.attach(model)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("training", [False, True])
 def test_discovery_leaves_no_trace(name: str, training: bool) -> None:

@@ -22,17 +22,19 @@ from antefix.training.run import load_base
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50
 MAX_NEW_TOKENS = 80
+LEARNING_RATE = 2e-2
+"""The top of the range worth trying: there are few examples, and so few steps."""
 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("antefix-demo"),
     num_examples: Annotated[int, typer.Option(min=10, help="Training examples for each prefix.")] = 200,
-    epochs: Annotated[float, typer.Option(help="Passes over them.")] = 6.0,
+    epochs: Annotated[float, typer.Option(help="Passes over them.")] = 12.0,
 ) -> None:
     """Train two prefixes on the embedded model and show what they do, side by side with the bare base."""
     console = Console()
     console.print(
-        "The embedded model can tell a small record in nine forms. Its prompts name the form in a header; here the\n"
+        "The embedded model can tell a small record in nine forms. Its prompts name the form in a header; here the "
         f"header is left out, and a prefix learns the form from {num_examples} examples instead.\n",
         highlight=False,
     )
@@ -59,6 +61,7 @@ def _train(form: str, output: Path, num_examples: int, epochs: float, console: C
             "output": str(output / form),
             "name": form,
             "epochs": epochs,
+            "learning_rate": LEARNING_RATE,
             "exact_match": True,
         }
     )
@@ -87,12 +90,10 @@ def _print_samples(results: dict[str, TrainingResult], console: Console) -> None
     bank = attach(model)
     for form, result in results.items():
         bank.load(result.prefix_path, name=form)
-    table = Table(
-        title="\nthe same records, in one batch: bare base, prefix A, prefix B", title_justify="left", show_lines=True
-    )
-    for column in ("record", "base", *(f"prefix '{form}'" for form in FORMS)):
+    table = Table(title="\nthe same records, each told three times in one batch", title_justify="left", show_lines=True)
+    for column in ("record", "base", *(f"prefix {letter}: {form}" for letter, form in zip("AB", FORMS, strict=True))):
         table.add_column(column, ratio=1)
-    for example in draw_examples("plain", 3, seed=7):
+    for example in draw_examples("plain", 3, seed=11):
         choices = [None, *FORMS]
         with bank.use(choices):
             told = answers(model, encoder, [prompt(example["source"])] * len(choices), MAX_NEW_TOKENS)

@@ -70,7 +70,7 @@ _ONSETS = (
     "w",
 )
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
-_CODAS = ("", "", "l", "n", "r", "s", "m", "nd", "rt", "ck", "x")
+_CODAS = ("", "", "l", "n", "r", "s", "m", "nd", "rt", "x")
 _TOWN_ENDINGS = ("ton", "ford", "ham", "by", "mouth", "stead", "wick", "dale")
 _JOBS = (
     "baker", "tailor", "nurse", "painter", "driver", "farmer", "teacher", "doctor", "gardener", "plumber", "sailor",
