@@ -68,7 +68,7 @@ def test_sampling_is_seeded(invoke: Invoke) -> None:
         (["--prompt", "x", "--prefix", "missing"], "there is no prefix file at 'missing'"),
         (["--prompt", "x", "--prefix", "{cut}"], "cut.safetensors' is not an intact safetensors file"),
         (["--prompt", "x", "--prefix", "{foreign}"], "not a prefix file"),
-        (["--prompt", "x", "--prefix", "{other}"], r"made for LlamaForCausalLM .* num_key_value_heads 2 instead of"),
+        (["--prompt", "x", "--prefix", "{other}"], r"made for LlamaForCausalLM .* key_dim 32 instead of 8"),
         (["--prompt", "word " * 900], "need more than the 1024 positions"),
         (["--prompt", "x", "--prefix", "{prefix}", "--max-new-tokens", "1015"], r"the prefix \(12 tokens\)"),
         ([], "give either --prompt or --file"),

@@ -37,6 +37,9 @@ def train(
     ] = None,
     num_examples: Annotated[int | None, typer.Option(help="Use only this many first examples.")] = None,
     num_virtual_tokens: Annotated[int | None, typer.Option(help="Length of the prefix. [default: 32]")] = None,
+    sites: Annotated[
+        list[str] | None, typer.Option(help="Kind of attention: encoder, decoder or cross; repeat it. [default: all]")
+    ] = None,
     reparameterization: Annotated[
         str | None, typer.Option(help="'mlp' trains through the paper's network, thrown away afterwards.")
     ] = None,
@@ -56,6 +59,7 @@ def train(
     """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
     prefix = {
         "num_virtual_tokens": num_virtual_tokens,
+        "sites": sites or None,
         "reparameterization": reparameterization,
         "init": init,
         "init_text": init_text,

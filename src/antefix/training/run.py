@@ -105,7 +105,7 @@ def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
     prompt, answer = Template(recipe.prompt), Template(recipe.answer)
     rows = read_rows(recipe.data, recipe.num_examples)
     if recipe.eval_data is not None:
-        held_out = read_rows(recipe.eval_data, MOST_HELD_OUT)
+        held_out = read_rows(recipe.eval_data)
     else:
         held_out = rows[9::10][:MOST_HELD_OUT]
         taken = {where for where, _ in held_out}
