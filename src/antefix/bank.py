@@ -199,6 +199,7 @@ class PrefixBank:
         if config.init == "text":
             if tokenizer is None:
                 raise ConfigError("init='text' needs the model's tokenizer: add(name, config, tokenizer=tokenizer).")
+            self._check_reads(config.num_virtual_tokens)
             with self.use(None):
                 initial = text_prefix(self.model, tokenizer, config.init_text, config.num_virtual_tokens, sites)
         elif config.init == "zero":
@@ -217,6 +218,15 @@ class PrefixBank:
                     f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
                     f"{type(self.model).__name__} has {limit} positions."
                 )
+
+    def _check_reads(self, num_virtual_tokens: int) -> None:
+        """Refuse a text longer than any stack can read: it runs through them all, even for cross-attention alone."""
+        limits = [stack.positions.limit for stack in self._stacks.values() if stack.positions.limit is not None]
+        if limits and num_virtual_tokens > min(limits):
+            raise ContextLengthError(
+                f"init='text' reads a text of {num_virtual_tokens} tokens, but {type(self.model).__name__} has "
+                f"{min(limits)} positions; use fewer virtual tokens, init='random' or init='zero'."
+            )
 
     def _freeze_base(self) -> None:
         own = {id(parameter) for parameter in self._trainable.parameters()}

@@ -183,17 +183,34 @@ def test_a_story_model_learns_to_describe_restaurants(shared: Path, tmp_path: Pa
 
 
 def test_american_spelling_to_british_phonemes(shared: Path, tmp_path: Path) -> None:
-    # One frozen layer has little to steer, so the steps are large; its encoder keeps the positions it was trained at.
     model, data = shared / "models" / "bart-g2p-us", shared / "data" / "g2p_gb"
-    out = tmp_path / "out"
+    # The American model has no sign for a few British phonemes; such words can be neither written nor learned.
+    signs = json.loads((model / "phonemes" / "tokenizer.json").read_text())["model"]["vocab"].keys()
+    for name in ("train", "test"):
+        lines = (data / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        spelled = [line for line in lines if signs >= set(json.loads(line)["gb"])]
+        (tmp_path / f"{name}.jsonl").write_text("".join(spelled))
+    # Cross-attention alone, because each position that a prefix takes is one that the model learned little about.
     trained = run(
-        "train", "--model", model, "--answer-tokenizer", model / "phonemes", "--data", data / "train.jsonl",
-        "--eval-data", data / "test.jsonl", "--prompt", "{word}", "--answer", "{gb}", "--output", out,
-        "--num-virtual-tokens", 16, "--sites", "decoder", "--sites", "cross", "--exact-match", "--epochs", 3,
-        "--learning-rate", 0.2, "--batch-size", 32,
+        "train", "--model", model, "--answer-tokenizer", model / "phonemes", "--data", tmp_path / "train.jsonl",
+        "--eval-data", tmp_path / "test.jsonl", "--prompt", "{word}", "--answer", "{gb}", "--output", tmp_path / "out",
+        "--sites", "cross", "--exact-match", "--epochs", 15, "--learning-rate", 0.1, "--batch-size", 32,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
-    metrics = json.loads((out / "metrics.json").read_text())
+    assert "warning" not in trained.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     before, after = metrics["before"]["exact_match"], metrics["after"]["exact_match"]
     print(f"British phonemes, exact match: base {before:.1%}, prefix {after:.1%}")
-    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 2.0
+    assert after > before + 0.08
+    assert metrics["after"]["loss"] < 0.6 * metrics["before"]["loss"]
+
+
+def test_answers_that_the_tokenizer_cannot_spell_are_announced(shared: Path, tmp_path: Path) -> None:
+    model, data = shared / "models" / "bart-g2p-us", shared / "data" / "g2p_gb"
+    trained = run(
+        "train", "--model", model, "--answer-tokenizer", model / "phonemes", "--data", data / "train.jsonl",
+        "--num-examples", 60, "--prompt", "{word}", "--answer", "{gb}", "--output", tmp_path / "out",
+        "--num-virtual-tokens", 4, "--epochs", 1,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"warning: \d+ of 54 answers hold signs that the tokenizer does not know", trained.stderr)

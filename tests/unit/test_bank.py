@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
+from transformers import AutoTokenizer, OPTConfig, OPTModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 import antefix
+from antefix.embedded import model_path
 from antefix.initialize import random_prefix
 from tests.conftest import VOCAB_SIZE, build_model, draw_ids
 
@@ -67,6 +68,16 @@ def test_each_kind_changes_what_it_should(name: str) -> None:
             now_encoded, now_logits = outputs()
         assert torch.equal(now_encoded, encoded) is not encoder_changes
         assert not torch.allclose(now_logits, logits, atol=1e-2)
+
+
+def test_a_text_too_long_to_read_is_refused() -> None:
+    model = build_model("bart")
+    bank = antefix.attach(model)
+    bank.add("noise", antefix.PrefixConfig(80, init="random", sites=("cross",)))
+    with pytest.raises(antefix.ContextLengthError, match=r"a text of 80 tokens, but .* has 64 positions"):
+        bank.add(
+            "text", antefix.PrefixConfig(80, sites=("cross",)), tokenizer=AutoTokenizer.from_pretrained(model_path())
+        )
 
 
 def test_names_and_selections() -> None:

@@ -137,6 +137,11 @@ class ExampleTokenizer:
             )
         return {"input_ids": ids, "labels": labels}
 
+    def can_write(self, row: dict[str, list[int]]) -> bool:
+        """Return whether the tokenizer knows every piece of an encoded example's answer."""
+        unknown, end = self.answer_tokenizer.unk_token_id, self.answer_tokenizer.eos_token_id
+        return unknown is None or unknown == end or unknown not in row["labels"]
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, with the tokenizer's opening token; a causal model's goes on from there."""
         ids = list(self.tokenizer(prompt)["input_ids"])

@@ -56,6 +56,7 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     set_seed(recipe.seed)
     model, encoder = load_base(recipe.model, recipe.answer_tokenizer, recipe.max_length)
     rows, held_out_rows = ([encoder.encode(example) for example in part] for part in (examples, held_out))
+    _warn_of_unknown(examples, rows, encoder, console)
     bank = attach(model)
     bank.add(recipe.name, recipe.prefix, tokenizer=encoder.tokenizer, metadata={"training": recipe.as_dict()})
     with bank.use(None):
@@ -113,6 +114,21 @@ def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
     if not held_out:
         raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
     return fill_templates(rows, prompt, answer), fill_templates(held_out, prompt, answer)
+
+
+def _warn_of_unknown(
+    examples: Sequence[Example], rows: Sequence[dict[str, list[int]]], encoder: ExampleTokenizer, console: Console
+) -> None:
+    """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
+    lost = [example for example, row in zip(examples, rows, strict=True) if not encoder.can_write(row)]
+    if lost:
+        console.print(
+            f"warning: {len(lost):,} of {len(examples):,} answers hold signs that the tokenizer does not know, such as "
+            f"{lost[0].answer[:60]!r}; leave them out or spell them in its signs.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _score(
