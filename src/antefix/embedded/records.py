@@ -45,32 +45,11 @@ _PROSE = {
     },
 }
 
-_ONSETS = (
-    "b",
-    "br",
-    "c",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
-)
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
-_CODAS = ("", "", "l", "n", "r", "s", "m", "nd", "rt", "x")
+_CODAS = ("", "", "l", "n", "r", "nd")
+_GIVEN_ENDINGS = ("lina", "mar", "rian", "bert", "della", "vin", "nora", "rick", "nelle", "san")
+_FAMILY_ENDINGS = ("lson", "ndez", "rova", "mura", "kins", "ller", "nard", "vert", "lopez", "rling", "shaw", "field")
 _TOWN_ENDINGS = ("ton", "ford", "ham", "by", "mouth", "stead", "wick", "dale")
 _JOBS = (
     "baker", "tailor", "nurse", "painter", "driver", "farmer", "teacher", "doctor", "gardener", "plumber", "sailor",
@@ -164,16 +143,16 @@ def draw_examples(form: str, count: int, seed: int) -> list[dict[str, str]]:
     return [{"source": record.tell("record", rng), "target": record.tell(form)} for record in records]
 
 
-def _word(rng: random.Random, syllables: int) -> str:
-    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
+def _syllable(rng: random.Random) -> str:
+    return (rng.choice(_ONSETS) + rng.choice(_VOWELS)).capitalize()
 
 
 def _person(rng: random.Random) -> str:
-    return f"{_word(rng, 2).capitalize()} {_word(rng, rng.choice((1, 2))).capitalize()}"
+    return f"{_syllable(rng)}{rng.choice(_GIVEN_ENDINGS)} {_syllable(rng)}{rng.choice(_FAMILY_ENDINGS)}"
 
 
 def _town(rng: random.Random) -> str:
-    return _word(rng, 1).capitalize() + rng.choice(_TOWN_ENDINGS)
+    return _syllable(rng) + rng.choice(_CODAS) + rng.choice(_TOWN_ENDINGS)
 
 
 def _title(rng: random.Random) -> str:
