@@ -28,8 +28,8 @@ def test_the_demo_learns_two_forms_and_shows_them(
         assert antefix.load_prefix(folder / "prefix.safetensors").num_virtual_tokens == 32
         metrics = json.loads((folder / "metrics.json").read_text())
         print(f"demo, {form}: {metrics['before']} -> {metrics['after']}")
-        assert metrics["after"]["loss"] < 0.7 * metrics["before"]["loss"]
-        assert metrics["after"]["exact_match"] > metrics["before"]["exact_match"] + 0.3
+        assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
+        assert metrics["after"]["exact_match"] >= 0.8 > metrics["before"]["exact_match"] + 0.3
         assert f"antefix-demo/{form}/prefix.safetensors" in result.output
     for text in ("held-out score", "prefix A: headline", "prefix B: letter", "antefix generate --model embedded"):
         assert text in result.output
@@ -56,7 +56,7 @@ def test_a_header_chooses_the_form() -> None:
         model, encoder, [Example(prompt(r.tell("plain"), "record"), r.tell("record")) for r in prose]
     )
     print(f"embedded model, exact match by header: {right}")
-    assert min(right.values()) >= 0.3
+    assert min(right.values()) >= 0.9
 
 
 def test_records_are_drawn_from_their_seed_and_told_in_every_form() -> None:
