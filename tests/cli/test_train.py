@@ -131,6 +131,8 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(invoke: Invoke, data: Pa
 
 def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    # A shell starts its background jobs with Ctrl-C ignored, these tests may be one, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command("train", *FAST, "--epochs", "2000", "--data", data, "--output", out, "--num-virtual-tokens", 4),
         stderr=subprocess.PIPE,
@@ -146,6 +148,7 @@ def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
+        signal.signal(signal.SIGINT, before)
     assert process.returncode == 130, errors
     (kept,) = re.findall(r"stopped: interrupted; the last checkpoint is (\S+)\.$", errors, re.MULTILINE)
     assert antefix.load_prefix(kept).num_virtual_tokens == 4
