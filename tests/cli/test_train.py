@@ -134,7 +134,7 @@ def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None
     # A shell starts its background jobs with Ctrl-C ignored, these tests may be one, and a child would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        command("train", *FAST, "--epochs", "2000", "--data", data, "--output", out, "--num-virtual-tokens", 4),
+        command("train", *FAST, "--epochs", "400", "--data", data, "--output", out, "--num-virtual-tokens", 4),
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
