@@ -16,7 +16,7 @@ from antefix.training.run import load_base
 from tests.cli.conftest import Invoke, run
 from tests.conftest import build_model
 
-RECORD = "name: Ada Brook | job: baker | town: Elmton | age: 41 | likes: chess"
+RECORD = "name: Danora Mokins | job: baker | town: Benton | age: 41 | likes: chess"
 
 
 @pytest.fixture

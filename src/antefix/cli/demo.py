@@ -108,13 +108,14 @@ def _print_next_steps(results: dict[str, TrainingResult], console: Console) -> N
             if path is not None:
                 console.print(f"  {path}  ({path.stat().st_size / 1024:,.0f} kB)", highlight=False, soft_wrap=True)
     prefix = results[FORMS[0]].prefix_path
-    record = "name: Ada Brook | job: baker | town: Elmton | age: 41 | likes: chess"
+    record = "name: Danora Mokins | job: baker | town: Benton | age: 41 | likes: chess"
     folder = prefix.parent.parent
     console.print(
         "\nnext\n"
         f"  antefix generate --model embedded --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
         f"  antefix train --model embedded --data {folder / (FORMS[1] + '.jsonl')} --prompt '{{source}}\\n=>\\n' "
-        f"--answer '{{target}}' --num-virtual-tokens 8 --output {folder / 'short'}\n"
+        f"--answer '{{target}}' --num-virtual-tokens 8 --epochs 12 --learning-rate {LEARNING_RATE} --exact-match "
+        f"--output {folder / 'short'}\n"
         "  antefix train --help",
         highlight=False,
         markup=False,
