@@ -1,7 +1,8 @@
 """Prefix-tuning for every Transformers model: train, keep, mix and serve per-layer key/value prefixes."""
 
 from antefix.bank import PrefixBank, attach
-from antefix.encoder import PrefixConfig, PrefixEncoder
+from antefix.config import PrefixConfig
+from antefix.encoder import PrefixEncoder
 from antefix.errors import (
     AntefixError,
     ConfigError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antefix.attention.backend import open_site
+from antefix.attention.carrier import Carrier
 from antefix.attention.state import KeysAndValues
-from antefix.encoder import PrefixConfig, PrefixEncoder
+from antefix.config import PrefixConfig
+from antefix.encoder import PrefixEncoder
 from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
+from antefix.heads import Heads
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import KINDS, Site, discover_sites, stack_path
+from antefix.sites import KINDS, Site, sites_and_cut_off, stack_path
 from antefix.stack import Selection, Stack, names_of
 from antefix.storage import load_prefix, save_prefix
 
@@ -33,7 +36,7 @@ def attach(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = No
     """
     if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
-    return PrefixBank(model, discover_sites(model, example_inputs))
+    return PrefixBank(model, *sites_and_cut_off(model, example_inputs))
 
 
 class PrefixBank:
@@ -43,7 +46,7 @@ class PrefixBank:
     the bare base model) for each row. Rows that `generate` multiplies for beams keep the choice of their row.
     """
 
-    def __init__(self, model: PreTrainedModel, sites: tuple[Site, ...]) -> None:
+    def __init__(self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str] = frozenset()) -> None:
         self.model = model
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
@@ -53,8 +56,9 @@ class PrefixBank:
         self._frozen_base: list[nn.Parameter] = []
         self._default: Selection = None
         self._scoped = threading.local()
-        self._undo = [open_site(model.get_submodule(site.path), site) for site in sites]
-        self._stacks = self._open_stacks()
+        self._undo: list[Callable[[], None]] = []
+        self._stacks = self._open_stacks(cut_off)
+        self._heads = Heads(model, self.selection)
         model.add_module(MODULE_NAME, self._trainable)
 
     @property
@@ -86,12 +90,14 @@ class PrefixBank:
         if isinstance(source, Prefix):
             source.check_fits(self.sites, self.fingerprint)
             self._check_length(source.sites, source.num_virtual_tokens)
+            self._heads.load(name, source.modules)
             self._prefixes[name] = source.to(self.model.device)
             self._metadata[name] = {**source.metadata, **(metadata or {})}
             return
-        encoders = self._encoders(source or PrefixConfig(), tokenizer)
+        config = source or PrefixConfig()
+        encoders = self._encoders(config, tokenizer)
+        self._trainable.extend([*encoders, *self._heads.add(name, config.trainable_modules)])
         self._freeze_base()
-        self._trainable.extend(encoders)
         self._prefixes[name] = encoders
         self._metadata[name] = dict(metadata or {})
         self.activate(name)
@@ -109,7 +115,7 @@ class PrefixBank:
         held = self._get(name)
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
-            return Prefix(held.sites, held.keys, held.values, metadata).to(torch.device("cpu"))
+            return Prefix(held.sites, held.keys, held.values, metadata, held.modules).to(torch.device("cpu"))
         with torch.no_grad():
             made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
         return Prefix(
@@ -119,14 +125,16 @@ class PrefixBank:
                 path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()
             },
             metadata=metadata,
+            modules={module: tensor.cpu().clone() for module, tensor in self._heads.parameters(name).items()},
         )
 
     def remove(self, name: str) -> None:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
         held = self._get(name)
         del self._prefixes[name], self._metadata[name]
+        heads = self._heads.remove(name)
         if not isinstance(held, Prefix):
-            self._trainable = nn.ModuleList(encoder for encoder in self._trainable if encoder not in held)
+            self._trainable = nn.ModuleList(part for part in self._trainable if part not in [*held, *heads])
             setattr(self.model, MODULE_NAME, self._trainable)
         if name in names_of(self._default):
             self._default = None
@@ -157,6 +165,7 @@ class PrefixBank:
             return
         for stack in self._stacks.values():
             stack.close()
+        self._heads.close()
         for undo in reversed(self._undo):
             undo()
         self._stacks, self._undo = {}, []
@@ -170,8 +179,8 @@ class PrefixBank:
         scoped = getattr(self._scoped, "stack", ())
         return scoped[-1] if scoped else self._default
 
-    def _open_stacks(self) -> dict[str, Stack]:
-        """Watch every stack, by path, that has sites."""
+    def _open_stacks(self, cut_off: frozenset[str]) -> dict[str, Stack]:
+        """Open every site and watch every stack, by path, that has some; `cut_off` are those no keyword reaches."""
         sites_of: dict[str, list[Site]] = {}
         for site in self.sites:
             sites_of.setdefault(stack_path(self.model, site), []).append(site)
@@ -179,7 +188,9 @@ class PrefixBank:
         for path, sites in sites_of.items():
             module = self.model.get_submodule(path)
             assert isinstance(module, PreTrainedModel)
-            stacks[path] = Stack(module, sites, self.selection, self._materialize)
+            carrier = Carrier() if any(site.path in cut_off for site in sites) else None
+            self._undo += [open_site(self.model.get_submodule(site.path), site, carrier) for site in sites]
+            stacks[path] = Stack(module, sites, self.selection, self._materialize, carrier)
         return stacks
 
     def _materialize(self, name: str, sites: Sequence[Site]) -> KeysAndValues:

@@ -1,4 +1,4 @@
-"""`PrefixEncoder`: the trainable parameters that make a prefix, and `PrefixConfig`, which says how.
+"""`PrefixEncoder`: the trainable parameters that make a prefix.
 
 Li & Liang (2021), section 4: either the keys and values themselves are trained (`embedding`), or a small embedding
 and a two-layer network that makes them and is thrown away after training (`mlp`).
@@ -6,83 +6,15 @@ and a two-layer network that makes them and is thrown away after training (`mlp`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from antefix.errors import ConfigError
+from antefix.config import PrefixConfig
 from antefix.prefix import Prefix
 from antefix.shapes import Float, Int
-from antefix.sites import KINDS, Kind, Site
-
-
-@dataclass(frozen=True)
-class PrefixConfig:
-    """How a prefix is made and where it stands; raises `ConfigError` for a setting that cannot be.
-
-    `layers` restricts it to these layer numbers. `num_frozen_tokens` first tokens keep the values they start with;
-    None freezes one, the attention sink, at causal self-attention initialised from text, and none elsewhere.
-    """
-
-    num_virtual_tokens: int = 32
-    sites: tuple[Kind, ...] = KINDS
-    layers: tuple[int, ...] | None = None
-    reparameterization: Literal["mlp"] | None = None
-    encoder_hidden_size: int = 512
-    init: Literal["text", "random", "zero"] = "text"
-    init_text: str | None = None
-    num_frozen_tokens: int | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        sites: object = self.sites
-        object.__setattr__(self, "sites", (sites,) if isinstance(sites, str) else tuple(self.sites))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            for layer in self.layers:
-                _at_least("layers", layer, 0)
-        _at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
-        _at_least("encoder_hidden_size", self.encoder_hidden_size, 1)
-        _one_of("reparameterization", self.reparameterization, (None, "mlp"))
-        _one_of("init", self.init, ("text", "random", "zero"))
-        for kind in self.sites:
-            _one_of("sites", kind, KINDS)
-        if not self.sites:
-            raise ConfigError("sites is empty; name at least one of 'encoder', 'decoder' and 'cross'.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
-        if self.init_text is not None and self.init != "text":
-            raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
-        if self.num_frozen_tokens is not None:
-            _at_least("num_frozen_tokens", self.num_frozen_tokens, 0)
-            if self.num_frozen_tokens >= self.num_virtual_tokens:
-                raise ConfigError(
-                    f"num_frozen_tokens is {self.num_frozen_tokens} of {self.num_virtual_tokens} virtual tokens; "
-                    "at least one must be left to train."
-                )
-            if self.num_frozen_tokens and self.reparameterization == "mlp" and self.init == "random":
-                raise ConfigError(
-                    "num_frozen_tokens needs values to freeze, and an MLP with init='random' has none to start from; "
-                    "set init='text' or num_frozen_tokens=0."
-                )
-
-    def select(self, sites: Iterable[Site]) -> tuple[Site, ...]:
-        """Return those of a model's sites that the prefix shall stand at."""
-        chosen = tuple(
-            site for site in sites if site.kind in self.sites and (self.layers is None or site.layer in self.layers)
-        )
-        if not chosen:
-            raise ConfigError(f"no attention of this model is among sites={self.sites} and layers={self.layers}.")
-        return chosen
-
-    def frozen_tokens(self, kind: Kind) -> int:
-        """Return how many first tokens stay as they are at sites of this kind."""
-        if self.num_frozen_tokens is not None:
-            return self.num_frozen_tokens
-        return int(kind == "decoder" and self.init == "text" and self.num_virtual_tokens > 1)
+from antefix.sites import Site
 
 
 class PrefixEncoder(nn.Module):
@@ -154,13 +86,3 @@ def split(
     columns = flat.split([heads * dim for heads, dim in dims], dim=1)
     parts = [column.unflatten(1, shape).transpose(0, 1) for column, shape in zip(columns, dims, strict=True)]
     return {site.path: (parts[2 * i], parts[2 * i + 1]) for i, site in enumerate(sites)}
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-
-
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")

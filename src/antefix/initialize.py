@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.prefix import Prefix
 from antefix.shapes import Int
-from antefix.sites import Site, observe_attention
+from antefix.sites import Site, observe_text
 
 DEFAULT_TEXT = (
     "Read the input with care, then write the answer that the task asks for. Keep to the form of the examples, "
@@ -60,7 +60,7 @@ def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"]
     inputs = {"input_ids": input_ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids
-    observed = observe_attention(model, inputs)
+    observed = observe_text(model, inputs)
     calls = {call.path: call for call in observed}
     if len(calls) < len(observed):
         raise UnsupportedModelError(

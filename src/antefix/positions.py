@@ -1,7 +1,8 @@
 """Where the tokens of a sequence stand once a prefix stands before them: P further back.
 
 One stack of a model (an encoder, a decoder) learns its positions in one of four ways: it takes `position_ids`; it
-looks them up itself in a table of embeddings; it adds a bias by distance (T5); or it has none.
+looks them up itself in a table of embeddings; it adds a bias by distance (T5); or it has none. The patches of an image
+and the frames of a sound have fixed places, which a prefix leaves alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class StackPositions:
 
     def __init__(self, stack: PreTrainedModel) -> None:
         self.stack = stack
-        self.takes_ids = "position_ids" in inspect.signature(stack.forward).parameters
+        parameters = inspect.signature(stack.forward).parameters
+        self.takes_ids = "position_ids" in parameters
+        self.reads_tokens = "input_ids" in parameters or "inputs_embeds" in parameters
         tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
         self.table = next((m for m in tables if hasattr(m, "weight")), None)
         self.is_understood = self.takes_ids or self.table is not None or not tables
@@ -35,21 +38,22 @@ class StackPositions:
         if len(biases) > 1:  # a bias for each layer, as in UMT5
             self.is_understood = False
         self._pending = threading.local()
-        self._hook = None
-        if self.table is not None and not self.takes_ids:
-            self._hook = self.table.register_forward_hook(self._look_up_again, with_kwargs=True)
+        self._replaces_lookup = self.reads_tokens and self.table is not None and not self.takes_ids
+        self._hooks = []
+        if self.table is not None and self._replaces_lookup:
+            self._hooks = [self.table.register_forward_hook(self._look_up_again, with_kwargs=True)]
 
     @property
     def limit(self) -> int | None:
         """How many positions the stack has a learned embedding for; None where it has no table of them."""
-        if self.table is None:
+        if self.table is None or not self.reads_tokens:
             return None
         return cast(Tensor, self.table.weight).shape[0] - self._first_row
 
     def close(self) -> None:
         """Take the stack's hook away."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def shift(self, inputs: dict[str, Any], lengths: Sequence[int]) -> RelativePositions | None:
         """Move the tokens of each row back by the length of its prefix; `inputs` are the stack's, by keyword.
@@ -57,6 +61,8 @@ class StackPositions:
         Raises `ContextLengthError` where the model has too few positions, and `UnsupportedModelError` where it counts
         them in a way that cannot be moved.
         """
+        if not self.reads_tokens:
+            return None
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if not self.is_understood or (tokens is None and self.table is not None):
             raise UnsupportedModelError(
@@ -73,7 +79,7 @@ class StackPositions:
         self._check_limit(positions + offsets - first)
         if self.takes_ids:
             inputs["position_ids"] = positions + offsets
-        elif self._hook is not None:
+        elif self._replaces_lookup:
             self._pending.positions = positions + offsets
         return None if self.bias is None else RelativePositions(positions, self.bias)
 

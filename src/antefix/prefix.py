@@ -21,6 +21,7 @@ class Prefix:
     """Keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)` for every site, by its path.
 
     `metadata` holds what can be written as JSON: the base model's name, class and fingerprint, and how it was trained.
+    `modules` are tensors of modules trained beside it, such as a classification head, by `{module path}:{parameter}`.
     The tensors are not copied; whoever hands them over leaves them as they are. Raises `PrefixFormatError` where
     tensors and sites do not fit together.
     """
@@ -29,10 +30,11 @@ class Prefix:
     keys: Mapping[str, Float[torch.Tensor, "kv_head token key_dim"]]
     values: Mapping[str, Float[torch.Tensor, "kv_head token value_dim"]]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(self.sites))
-        for name in ("keys", "values", "metadata"):
+        for name in ("keys", "values", "metadata", "modules"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         self._validate()
 
@@ -43,12 +45,13 @@ class Prefix:
 
     def to(self, device: torch.device) -> Prefix:
         """Return the same prefix on a device."""
-        keys, values = ({path: t.to(device) for path, t in part.items()} for part in (self.keys, self.values))
-        return Prefix(self.sites, keys, values, self.metadata)
+        parts = (self.keys, self.values, self.modules)
+        keys, values, modules = ({name: t.to(device) for name, t in part.items()} for part in parts)
+        return Prefix(self.sites, keys, values, self.metadata, modules)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as plain data, which read-only mappings would refuse."""
-        return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata))
+        return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata), dict(self.modules))
 
     def check_fits(self, base_sites: Sequence[Site], fingerprint: str) -> None:
         """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites."""
@@ -84,7 +87,7 @@ class Prefix:
 
 
 def concat(prefixes: Sequence[Prefix]) -> Prefix:
-    """Put prefixes of one base model one after another into one prefix; metadata of the first is kept.
+    """Put prefixes of one base model one after another into one; metadata and modules of the first are kept.
 
     Keys are joined as they are: each part keeps the positions it was trained at.
     Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
@@ -100,6 +103,7 @@ def concat(prefixes: Sequence[Prefix]) -> Prefix:
         keys={path: torch.cat([prefix.keys[path] for prefix in prefixes], dim=1) for path in first.keys},
         values={path: torch.cat([prefix.values[path] for prefix in prefixes], dim=1) for path in first.values},
         metadata=first.metadata,
+        modules=first.modules,
     )
 
 

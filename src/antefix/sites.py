@@ -64,7 +64,14 @@ def discover_sites(model: PreTrainedModel, example_inputs: Mapping[str, Any] | N
 
     Raises `UnsupportedModelError` where no attention dispatches through `AttentionInterface`.
     """
-    calls = observe_attention(model, example_inputs or _tiny_inputs(model))
+    return sites_and_cut_off(model, example_inputs)[0]
+
+
+def sites_and_cut_off(
+    model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Site, ...], frozenset[str]]:
+    """Do what `discover_sites` does; return also the paths of the sites that a keyword of the forward never reaches."""
+    calls = observe_attention(model, example_inputs) if example_inputs else observe_text(model, _tiny_inputs(model))
     if not calls:
         raise UnsupportedModelError(
             f"{type(model).__name__} computes its attention itself instead of dispatching it through Transformers' "
@@ -73,23 +80,25 @@ def discover_sites(model: PreTrainedModel, example_inputs: Mapping[str, Any] | N
         )
     for call in calls:
         _refuse_own_branches(model.get_submodule(call.path))
-    lost = [call.path for call in calls if not call.keyword_arrived]
-    if lost:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} drops unknown keywords on the way to {len(set(lost))} of its attention modules "
-            f"(the first is '{lost[0]}'), so a prefix would not reach them."
-        )
     if model.config.is_encoder_decoder and all(call.query.shape[2] == call.key.shape[2] for call in calls):
         raise UnsupportedModelError(
             "example_inputs have as many decoder tokens as encoder tokens, which hides what is cross-attention; give "
             "sequences of two lengths."
         )
     sites = {call.path: _site(call) for call in reversed(calls)}
-    return tuple(sites[path] for path in dict.fromkeys(call.path for call in calls))
+    cut_off = frozenset(call.path for call in calls if not call.keyword_arrived)
+    return tuple(sites[path] for path in dict.fromkeys(call.path for call in calls)), cut_off
 
 
-def observe_attention(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[AttentionCall]:
-    """Run one forward of the bare base model without gradients and return its attention calls in order."""
+def observe_text(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[AttentionCall]:
+    """Do what `observe_attention` does with token ids; the head, which may want more than those, is left out."""
+    return observe_attention(model, inputs, cast(PreTrainedModel, model.base_model))
+
+
+def observe_attention(
+    model: PreTrainedModel, inputs: Mapping[str, Any], part: PreTrainedModel | None = None
+) -> list[AttentionCall]:
+    """Run one forward of the bare base model, or of a part of it, without gradients; return its attention calls."""
     calls: list[AttentionCall] = []
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -101,7 +110,7 @@ def observe_attention(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list
                 attributes = {"antefix_path": path, "antefix_note": calls.append}
                 stack.enter_context(switched(module, "antefix-observe", _observe, **attributes))
         try:
-            model(**inputs)
+            (part or model)(**inputs)
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -116,6 +125,11 @@ def stack_path(model: PreTrainedModel, site: Site) -> str:
         if isinstance(model.get_submodule(path), PreTrainedModel):
             return path
     return ""
+
+
+def takes_keywords(module: nn.Module) -> bool:
+    """Tell whether a module's forward takes keywords that it does not know."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
 
 
 def implementation_of(module: nn.Module) -> str | None:
@@ -195,7 +209,7 @@ def _observe(
 @contextmanager
 def _send_probe(module: PreTrainedModel) -> Iterator[None]:
     """Send the keyword down from a stack, as the bank will, to see which attention modules it reaches."""
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values()):
+    if not takes_keywords(module):
         yield
         return
     hook = module.register_forward_pre_hook(

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.positions import StackPositions
-from antefix.sites import KEYWORD, Site
+from antefix.sites import KEYWORD, Site, takes_keywords
 
 Selection: TypeAlias = "str | Sequence[str | None] | None"
 """A prefix for all rows by name, one (or None, the bare base) for each row, or None for all."""
@@ -21,7 +22,8 @@ Selection: TypeAlias = "str | Sequence[str | None] | None"
 class Stack:
     """Watches the forwards of one stack.
 
-    `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites.
+    `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites;
+    `carrier` is there if no keyword reaches some of the sites.
     """
 
     def __init__(
@@ -30,11 +32,14 @@ class Stack:
         sites: Sequence[Site],
         selection: Callable[[], Selection],
         materialize: Callable[[str, Sequence[Site]], KeysAndValues],
+        carrier: Carrier | None,
     ) -> None:
         self.module = module
         self.sites = sites
         self.selection = selection
         self.materialize = materialize
+        self.carrier = carrier
+        self.sends_keyword = takes_keywords(module)
         self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
         self.positions = StackPositions(module)
         self.parameters = list(inspect.signature(module.forward).parameters)
@@ -48,15 +53,24 @@ class Stack:
         for hook in self.hooks:
             hook.remove()
         self.positions.close()
+        if self.carrier is not None:
+            self.carrier.leave_checkpoints(self.module)
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]]:
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
-        inputs[KEYWORD] = self._prefixes(inputs)
+        prefixes = self._prefixes(inputs)
+        if self.sends_keyword:
+            inputs[KEYWORD] = prefixes
+        if self.carrier is not None:
+            self.carrier.prefixes = prefixes
+            self.carrier.enter_checkpoints(module)
         return (), inputs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.carrier is not None:
+            self.carrier.prefixes = None
         self.positions.finish(succeeded=output is not None)
 
     def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
@@ -67,7 +81,7 @@ class Stack:
             return NO_PREFIXES
         _refuse_reentrant_checkpointing(self.module)
         batch = _batch_size(inputs)
-        names = [selection] * batch if isinstance(selection, str) else _repeat(names_of(selection), batch)
+        names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
         prefixes = tuple(self.materialize(name, self.sites) for name in used)
         lengths = [self._length(prefix) for prefix in prefixes]
         rows = tuple(-1 if name is None else used.index(name) for name in names)
@@ -95,8 +109,11 @@ def names_of(selection: Selection) -> Sequence[str | None]:
     return selection
 
 
-def _repeat(names: Sequence[str | None], batch: int) -> list[str | None]:
-    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers."""
+def rows_of(names: Sequence[str | None], batch: int) -> list[str | None]:
+    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers.
+
+    Raises `ConfigError` where the rows are no multiple of the names.
+    """
     times, rest = divmod(batch, len(names))
     if rest or not times:
         raise ConfigError(

@@ -27,11 +27,10 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
 
     Raises `ConfigError` for metadata that JSON cannot hold.
     """
-    tensors = {}
+    tensors = {name: _copy(tensor) for name, tensor in prefix.modules.items()}
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
-            # A copy, because safetensors refuses tensors that share memory.
-            tensors[f"{site.path}.{part}"] = held[site.path].detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[f"{site.path}.{part}"] = _copy(held[site.path])
     try:
         extra = json.dumps(dict(prefix.metadata))
     except (TypeError, ValueError) as error:
@@ -86,6 +85,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what safetensors takes: on the CPU, contiguous, and with memory of its own."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def _check_header(header: Mapping[str, str], path: Path) -> None:
     if header.get("format") != FORMAT:
         raise PrefixFormatError(
@@ -114,8 +118,9 @@ def _assemble(
     metadata: Mapping[str, Any],
 ) -> Prefix:
     expected = {f"{site.path}.{part}" for site in sites for part in ("key", "value")}
-    if set(tensors) != expected:
-        odd = sorted(set(tensors) ^ expected)
+    modules = {name: tensor for name, tensor in tensors.items() if ":" in name}
+    if set(tensors) - set(modules) != expected:
+        odd = sorted(set(tensors) - set(modules) ^ expected)
         raise PrefixFormatError(
             f"'{path}' does not hold the tensors its header lists; the first at odds is '{odd[0]}'."
         )
@@ -124,6 +129,7 @@ def _assemble(
         keys={site.path: tensors[f"{site.path}.key"] for site in sites},
         values={site.path: tensors[f"{site.path}.value"] for site in sites},
         metadata=metadata,
+        modules=modules,
     )
     if header.get("num_virtual_tokens") != str(prefix.num_virtual_tokens):
         raise PrefixFormatError(

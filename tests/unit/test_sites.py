@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import antefix
-from antefix.sites import Site
+from antefix.sites import Site, sites_and_cut_off
 from tests.conftest import VOCAB_SIZE, build_model, draw_ids
 
 TINY = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -76,10 +76,11 @@ def test_models_that_do_not_dispatch_are_named(model: PreTrainedModel) -> None:
         antefix.attach(model.eval())
 
 
-def test_models_that_drop_the_keyword_are_named() -> None:
+def test_sites_that_no_keyword_reaches_are_known() -> None:
     model = StableLmForCausalLM(StableLmConfig(**TINY, intermediate_size=48, num_key_value_heads=2, pad_token_id=0))
-    with pytest.raises(antefix.UnsupportedModelError, match="StableLmForCausalLM drops"):
-        antefix.attach(model.eval())
+    sites, cut_off = sites_and_cut_off(model.eval())
+    assert cut_off == {site.path for site in sites}
+    assert sites_and_cut_off(build_model("t5"))[1] == frozenset()
 
 
 def test_models_without_token_ids_ask_for_an_example() -> None:

@@ -8,17 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from antefix.attention.carrier import Carrier
 from antefix.attention.concat import attended
+from antefix.attention.flex import attended_blocks
 from antefix.attention.state import ForwardPrefixes
 from antefix.errors import UnsupportedModelError
 from antefix.sites import KEYWORD, Site, base_attention, implementation_of, is_causal, switch
 
-SUPPORTED = ("eager", "sdpa")
+SUPPORTED = ("eager", "sdpa", "flex_attention")
 
 
-def open_site(module: nn.Module, site: Site) -> Callable[[], None]:
-    """Let prefixes into the attention of one module; the returned function closes it again, bit for bit."""
-    return switch(module, "antefix", attend, antefix_site=site)
+def open_site(module: nn.Module, site: Site, carrier: Carrier | None = None) -> Callable[[], None]:
+    """Let prefixes into the attention of one module; the returned function closes it again, bit for bit.
+
+    A module that no keyword reaches gets its prefixes from a carrier.
+    """
+    return switch(module, "antefix", attend, antefix_site=site, antefix_carrier=carrier)
 
 
 def attend(
@@ -26,7 +31,10 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the base does over `[prefix; sequence]`; tensors are `(batch, head, token, dim)`."""
     forward: ForwardPrefixes | None = kwargs.pop(KEYWORD, None)
-    site: Site = cast(Any, module.config).antefix_site
+    config = cast(Any, module.config)
+    site: Site = config.antefix_site
+    if forward is None and config.antefix_carrier is not None:
+        forward = config.antefix_carrier.prefixes
     if forward is None:
         raise UnsupportedModelError(
             f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "
@@ -43,10 +51,13 @@ def attend(
             f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
         )
     prefix_key, prefix_value, real = prefix
-    # The sdpa function hides later keys by itself; the eager ones add a mask to the scores and do nothing else.
-    eager = implementation == "eager"
-    hides_later = not eager and is_causal(module, kwargs)
-    mask = attended(attention_mask, query, key, prefix_key, real, hides_later, additive=eager)
+    if implementation == "flex_attention" and not isinstance(attention_mask, Tensor):
+        mask: Any = attended_blocks(attention_mask, query, key, prefix_key.shape[2], real)
+    else:
+        # The sdpa function hides later keys by itself; the others add a mask to the scores and do nothing else.
+        additive = implementation != "sdpa"
+        hides_later = not additive and is_causal(module, kwargs)
+        mask = attended(attention_mask, query, key, prefix_key, real, hides_later, additive)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _prepend_bias(forward, site, kwargs["position_bias"], prefix_key.shape[2])
     joined_key = torch.cat([prefix_key, key], dim=2)

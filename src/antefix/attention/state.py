@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from antefix.errors import UnsupportedModelError
 from antefix.shapes import Float, Int
 
 KeysAndValues = Mapping[str, tuple[Tensor, Tensor]]
@@ -30,14 +31,21 @@ class ForwardPrefixes:
 
         The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that
         each ends where its row's sequence begins. None where no row has a prefix at this site.
+
+        Raises `UnsupportedModelError` where rows differ in their prefixes, but are not the rows of the attention.
         """
         chosen = [prefix.get(path) for prefix in self.prefixes]
         if not self.rows or all(row < 0 or chosen[row] is None for row in self.rows):
             return None
-        first = chosen[self.rows[0]]
+        first, batch = chosen[self.rows[0]], like.shape[0]
         if first is not None and len(set(self.rows)) == 1:
-            key, value = (part.to(like.device, like.dtype)[None].expand(len(self.rows), -1, -1, -1) for part in first)
+            key, value = (part.to(like.device, like.dtype)[None].expand(batch, -1, -1, -1) for part in first)
             return key, value, None
+        if len(self.rows) != batch:
+            raise UnsupportedModelError(
+                f"the attention at '{path}' gets {batch} rows of a batch of {len(self.rows)}, so it cannot tell whose "
+                "prefix is whose; use one prefix for all rows."
+            )
         return _padded([chosen[row] if row >= 0 else None for row in self.rows], like)
 
 

@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from antefix.bank import attach
+from antefix.config import PrefixConfig
 from antefix.embedded import model_path
-from antefix.encoder import PrefixConfig, PrefixEncoder
+from antefix.encoder import PrefixEncoder
 from antefix.errors import ConfigError
 from antefix.sites import KINDS, Site
 

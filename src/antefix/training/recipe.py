@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from antefix.encoder import PrefixConfig
+from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
 
 

@@ -1,0 +1,37 @@
+"""Masks for FlexAttention, which takes a rule instead of a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from antefix.shapes import Bool, Float
+
+
+def attended_blocks(
+    mask: BlockMask | None,
+    query: Float[Tensor, "batch head query key_dim"],
+    key: Float[Tensor, "batch kv_head key key_dim"],
+    num_virtual_tokens: int,
+    real: Bool[Tensor, "batch token"] | None,
+) -> BlockMask | None:
+    """Return the mask over prefix and sequence: every query sees every real prefix token. None hides nothing."""
+    if mask is None and real is None:
+        return None
+
+    # A row's padding comes first. Counting it compiles where looking it up does not: that breaks inductor's CPU kernel.
+    padding = torch.zeros(query.shape[0], dtype=torch.long, device=query.device) if real is None else (~real).sum(1)
+
+    def rule(batch: Tensor, head: Tensor, query_index: Tensor, key_index: Tensor) -> Any:
+        seen = key_index >= padding[batch]
+        if mask is None:
+            return seen
+        sequence = mask.mask_mod(batch, head, query_index, (key_index - num_virtual_tokens).clamp(min=0))
+        return seen & ((key_index < num_virtual_tokens) | sequence)
+
+    return create_block_mask(
+        rule, query.shape[0], None, query.shape[2], num_virtual_tokens + key.shape[2], device=query.device
+    )

@@ -1,0 +1,101 @@
+"""`PrefixConfig`: how a prefix is made, where it stands, and what is trained beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from antefix.errors import ConfigError
+from antefix.sites import KINDS, Kind, Site
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """How a prefix is made and where it stands; raises `ConfigError` for a setting that cannot be.
+
+    `sites` are the kinds of attention it stands at; None means all, but where a decoder has towers for images or
+    sounds, the decoder alone. `layers` restricts it to these layer numbers. `num_frozen_tokens` first tokens keep the
+    values they start with; None freezes one, the attention sink, at causal self-attention initialised from text, and
+    none elsewhere. `trainable_modules` names modules of the base model, such as a classification head, of which the
+    prefix trains copies of its own.
+    """
+
+    num_virtual_tokens: int = 32
+    sites: Sequence[Kind] | None = None
+    layers: Sequence[int] | None = None
+    reparameterization: Literal["mlp"] | None = None
+    encoder_hidden_size: int = 512
+    init: Literal["text", "random", "zero"] = "text"
+    init_text: str | None = None
+    num_frozen_tokens: int | None = None
+    dropout: float = 0.0
+    trainable_modules: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("sites", "layers", "trainable_modules"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        for kind in self.sites or ():
+            _one_of("sites", kind, KINDS)
+        for layer in self.layers or ():
+            _at_least("layers", layer, 0)
+        _at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
+        _at_least("encoder_hidden_size", self.encoder_hidden_size, 1)
+        _one_of("reparameterization", self.reparameterization, (None, "mlp"))
+        _one_of("init", self.init, ("text", "random", "zero"))
+        if self.sites == ():
+            raise ConfigError("sites is empty; name at least one of 'encoder', 'decoder' and 'cross'.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if self.init_text is not None and self.init != "text":
+            raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
+        if self.num_frozen_tokens is not None:
+            self._check_frozen(self.num_frozen_tokens)
+
+    def _check_frozen(self, num_frozen_tokens: int) -> None:
+        _at_least("num_frozen_tokens", num_frozen_tokens, 0)
+        if num_frozen_tokens >= self.num_virtual_tokens:
+            raise ConfigError(
+                f"num_frozen_tokens is {num_frozen_tokens} of {self.num_virtual_tokens} virtual tokens; "
+                "at least one must be left to train."
+            )
+        if num_frozen_tokens and self.reparameterization == "mlp" and self.init == "random":
+            raise ConfigError(
+                "num_frozen_tokens needs values to freeze, and an MLP with init='random' has none to start from; "
+                "set init='text' or num_frozen_tokens=0."
+            )
+
+    def select(self, sites: Iterable[Site]) -> tuple[Site, ...]:
+        """Return those of a model's sites that the prefix shall stand at."""
+        sites = tuple(sites)
+        kinds = self.sites or _usual_kinds(sites)
+        chosen = tuple(
+            site for site in sites if site.kind in kinds and (self.layers is None or site.layer in self.layers)
+        )
+        if not chosen:
+            raise ConfigError(f"no attention of this model is among sites={kinds} and layers={self.layers}.")
+        return chosen
+
+    def frozen_tokens(self, kind: Kind) -> int:
+        """Return how many first tokens stay as they are at sites of this kind."""
+        if self.num_frozen_tokens is not None:
+            return self.num_frozen_tokens
+        return int(kind == "decoder" and self.init == "text" and self.num_virtual_tokens > 1)
+
+
+def _usual_kinds(sites: Sequence[Site]) -> tuple[Kind, ...]:
+    """Return all kinds, but where no cross-attention ties a decoder to encoders, which are towers then, its own."""
+    kinds = {site.kind for site in sites}
+    return ("decoder",) if "decoder" in kinds and "cross" not in kinds else KINDS
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")

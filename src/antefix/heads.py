@@ -1,0 +1,147 @@
+"""Modules of the base model that a prefix replaces by trained copies of its own, such as a classification head.
+
+P-tuning v2 (Liu et al. 2022, arXiv 2110.07602) trains the head beside the prefix. The base's module stays as it is:
+while a prefix is in use, its copy computes instead, for the rows that use it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from antefix.errors import ConfigError, PrefixMismatchError
+from antefix.stack import Selection, names_of, rows_of
+
+
+class Heads:
+    """The trained copies of one base model's modules, by the name of their prefix."""
+
+    def __init__(self, model: PreTrainedModel, selection: Callable[[], Selection]) -> None:
+        self.model = model
+        self.selection = selection
+        self._copies: dict[str, dict[str, nn.Module]] = {}
+        self._undo: dict[str, Callable[[], None]] = {}
+
+    def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
+        """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
+
+        Raises `ConfigError` where a name fits none, more than one, or one that holds attention.
+        """
+        paths = [self._find(module) for module in modules]
+        copies = {path: self._copy(path).float().requires_grad_(True) for path in paths}
+        self._copies[name] = copies
+        return list(copies.values())
+
+    def load(self, name: str, parameters: Mapping[str, Tensor]) -> None:
+        """Add the modules of a prefix by their tensors' full names in the model.
+
+        Raises `PrefixMismatchError` where the model has no such module, or one of another shape.
+        """
+        by_path: dict[str, dict[str, Tensor]] = {}
+        for full_name, tensor in parameters.items():
+            path, _, parameter = full_name.partition(":")
+            by_path.setdefault(path, {})[parameter] = tensor
+        loaded = {path: self._load(path, tensors) for path, tensors in by_path.items()}
+        self._copies[name] = loaded
+
+    def parameters(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a prefix's modules as `load` takes them."""
+        return {
+            f"{path}:{parameter}": tensor.detach()
+            for path, module in self._copies.get(name, {}).items()
+            for parameter, tensor in module.state_dict().items()
+        }
+
+    def remove(self, name: str) -> list[nn.Module]:
+        """Drop the modules of a prefix and return them."""
+        return list(self._copies.pop(name, {}).values())
+
+    def close(self) -> None:
+        """Let the base's own modules compute again."""
+        for undo in self._undo.values():
+            undo()
+        self._undo.clear()
+
+    def _find(self, wanted: str) -> str:
+        paths: list[str] = [
+            path for path, _ in self.model.named_modules() if path == wanted or path.endswith(f".{wanted}")
+        ]
+        if len(paths) != 1:
+            found = " and ".join(f"'{path}'" for path in paths) or "none"
+            raise ConfigError(
+                f"trainable_modules names '{wanted}', which must be one module of {type(self.model).__name__}; "
+                f"it has {found}."
+            )
+        (path,) = paths
+        if any(hasattr(getattr(m, "config", None), "antefix_base") for m in self.model.get_submodule(path).modules()):
+            raise ConfigError(f"the trainable module '{path}' holds attention that a prefix stands at; name a head.")
+        return path
+
+    def _copy(self, path: str) -> nn.Module:
+        """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
+        module = self.model.get_submodule(path)
+        if path not in self._undo:
+            own = module.__dict__.get("forward")
+            original = module.forward
+            module.forward = lambda *args, **kwargs: self._compute(path, original, args, kwargs)
+
+            def undo() -> None:
+                del cast(Any, module).forward
+                if own is not None:
+                    module.forward = own
+
+            self._undo[path] = undo
+        dispatch = module.__dict__.pop("forward")
+        copied = copy.deepcopy(module)
+        module.__dict__["forward"] = dispatch
+        return copied
+
+    def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+        modules = dict(self.model.named_modules())
+        if path not in modules:
+            raise PrefixMismatchError(f"the prefix brings a trained '{path}', which this model does not have.")
+        expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if given != expected:
+            raise PrefixMismatchError(
+                f"the prefix brings a trained '{path}' with tensors {given}, but this model's has {expected}."
+            )
+        module = self._copy(path).requires_grad_(False)
+        module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
+        return module
+
+    def _compute(self, path: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        selection = self.selection()
+        owners = [name if path in self._copies.get(name or "", {}) else None for name in names_of(selection)]
+        used = list(dict.fromkeys(owners))
+        outputs = [
+            original(*args, **kwargs) if name is None else _call(self._copies[name][path], args, kwargs)
+            for name in used
+        ]
+        if len(outputs) == 1:
+            return outputs[0]
+        if not all(isinstance(output, Tensor) for output in outputs):
+            raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
+        owner_of = rows_of(owners, outputs[0].shape[0])
+        return torch.stack([outputs[used.index(owner)][row] for row, owner in enumerate(owner_of)])
+
+
+def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Compute in the copy's dtype, which may be finer than the base's, and answer in that of the inputs."""
+    inner = next(module.parameters()).dtype
+    outer = next((value.dtype for value in (*args, *kwargs.values()) if _is_float(value)), inner)
+
+    def cast_to(value: Any, dtype: torch.dtype) -> Any:
+        return value.to(dtype) if _is_float(value) else value
+
+    output = module(*(cast_to(v, inner) for v in args), **{name: cast_to(v, inner) for name, v in kwargs.items()})
+    return cast_to(output, outer)
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,146 @@
+"""P-tuning v2: a head trained beside the prefix, kept with it, and for each row its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import antefix
+from tests.parity.compare import assert_close, assert_far, attach, logits
+from tests.parity.families import FAMILIES, Family
+
+TASKS = [
+    ("BERT", "AutoModelForSequenceClassification", "classifier"),
+    ("BERT", "AutoModelForTokenClassification", "classifier"),
+    ("BERT", "AutoModelForQuestionAnswering", "qa_outputs"),
+    ("RoBERTa", "AutoModelForSequenceClassification", "classifier"),
+    ("ELECTRA", "AutoModelForTokenClassification", "classifier"),
+    ("DistilBERT", "AutoModelForQuestionAnswering", "qa_outputs"),
+    ("ALBERT", "AutoModelForSequenceClassification", "classifier"),
+    ("ModernBERT", "AutoModelForSequenceClassification", "classifier"),
+    ("XLM-R", "AutoModelForTokenClassification", "classifier"),
+    ("Llama", "AutoModelForSequenceClassification", "score"),
+    ("Qwen3", "AutoModelForTokenClassification", "score"),
+    ("ViT", "AutoModelForImageClassification", "classifier"),
+]
+CONFIG: dict[str, Any] = {"num_virtual_tokens": 5, "init": "random"}
+
+
+def train_two_steps(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        (-model(**inputs)[0].log_softmax(-1)[..., 0].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def build(case: tuple[str, str, str]) -> tuple[Family, PreTrainedModel]:
+    family = FAMILIES[case[0]]
+    return family, family.build(case[1])
+
+
+@pytest.mark.parametrize("case", TASKS, ids=lambda case: f"{case[0]}-{case[1].removeprefix('AutoModelFor')}")
+def test_a_head_is_trained_saved_and_restored(case: tuple[str, str, str], tmp_path: Path) -> None:
+    family, model = build(case)
+    inputs, head = family.draw_inputs(), model.get_submodule(case[2])
+    plain, untouched = logits(model, **inputs), {n: p.clone() for n, p in head.state_dict().items()}
+    bank = attach(family, model)
+    bank.add("task", antefix.PrefixConfig(**CONFIG, trainable_modules=[case[2]]))
+    before = bank.prefix("task")
+    train_two_steps(model, inputs)
+    trained = logits(model, **inputs)
+    after = bank.prefix("task")
+    assert set(after.modules) == {f"{case[2]}:{name}" for name in untouched}
+    assert all(not torch.equal(after.modules[name], before.modules[name]) for name in after.modules)
+    assert all(torch.equal(p, untouched[n]) for n, p in head.state_dict().items())
+    with bank.use(None):
+        assert torch.equal(logits(model, **inputs), plain)
+    bank.save("task", tmp_path / "task.safetensors")
+
+    _, fresh = build(case)
+    bank = attach(family, fresh)
+    bank.load(tmp_path / "task.safetensors", name="restored")
+    with bank.use("restored"):
+        assert_close(logits(fresh, **inputs), trained)
+    assert not [p for p in fresh.antefix_prefixes.parameters() if p.requires_grad]
+    bank.remove("restored")
+    bank.detach()
+    assert torch.equal(logits(fresh, **inputs), plain)
+    assert "forward" not in vars(fresh.get_submodule(case[2]))
+
+
+def test_a_head_by_hand() -> None:
+    """The head that is used is the prefix's: the base with those weights, and the prefix alone, gives the same."""
+    case = TASKS[0]
+    family, model = build(case)
+    inputs = family.draw_inputs()
+    bank = attach(family, model)
+    bank.add("task", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    train_two_steps(model, inputs)
+    expected, prefix = logits(model, **inputs), bank.prefix("task")
+    _, other = build(case)
+    other.classifier.load_state_dict({name.partition(":")[2]: value for name, value in prefix.modules.items()})
+    bank = attach(family, other)
+    bank.add("alone", antefix.Prefix(prefix.sites, prefix.keys, prefix.values))
+    with bank.use("alone"):
+        assert_close(logits(other, **inputs), expected)
+
+
+@pytest.mark.parametrize("case", [TASKS[0], TASKS[1], TASKS[9]], ids=lambda case: f"{case[0]}-{case[2]}")
+def test_rows_use_heads_of_their_own(case: tuple[str, str, str]) -> None:
+    family, model = build(case)
+    inputs = family.draw_inputs()
+    bank = attach(family, model)
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(**CONFIG, trainable_modules=[case[2]]))
+        train_two_steps(model, inputs)
+    bank.add("no head", antefix.PrefixConfig(**CONFIG))
+    for choice in (["a", "b"], ["b", "no head"], [None, "a"]):
+        with bank.use(choice):
+            mixed = logits(model, **inputs)
+        for row, name in enumerate(choice):
+            with bank.use(name):
+                assert_close(mixed[row], logits(model, **inputs)[row])
+    assert_far(mixed[0], mixed[1])
+
+
+def test_a_bf16_base_trains_an_fp32_head() -> None:
+    family, model = build(TASKS[0])
+    model.to(torch.bfloat16)
+    bank = attach(family, model)
+    bank.add("task", antefix.PrefixConfig(**CONFIG, trainable_modules="classifier"))
+    output = model(**family.draw_inputs())[0]
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in model.antefix_prefixes.parameters()} == {torch.float32}
+
+
+def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
+    family, model = build(TASKS[0])
+    bank = attach(family, model)
+    for wanted, sentence in (
+        ("head", "names 'head', which must be one module of BertForSequenceClassification; it has none"),
+        ("dense", "it has 'bert.encoder.layer.0.attention.output.dense' and "),
+        ("encoder", "'bert.encoder' holds attention"),
+    ):
+        with pytest.raises(antefix.ConfigError, match=sentence):
+            bank.add("x", antefix.PrefixConfig(**CONFIG, trainable_modules=[wanted]))
+        assert bank.names == []
+        assert not list(model.antefix_prefixes.parameters())
+
+    bank.add("two labels", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    bank.save("two labels", tmp_path / "two.safetensors")
+    torch.manual_seed(0)
+    model.classifier = torch.nn.Linear(32, 3)
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'classifier' with tensors .*\(2, 32\).* has .*\(3, 32\)"):
+        bank.load(tmp_path / "two.safetensors", name="restored")
+    bare = FAMILIES["BERT"].build("AutoModel")
+    bank = attach(family, bare)
+    with pytest.raises(antefix.PrefixMismatchError):
+        bank.load(tmp_path / "two.safetensors", name="restored")
+    assert bank.names == []
