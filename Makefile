@@ -4,14 +4,30 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench docs clean
+# The parity tests, whose results become the support matrix; shapes are checked where nothing is compiled.
+CELLS := .cells.json
+PARITY := $(BIN)/python -m pytest tests/parity --cells $(CELLS)
+FAST := -m "not slow" --jaxtyping-packages=antefix,beartype.beartype
+
+.PHONY: demo test test-all matrix lint bench docs clean
 
 demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
 	$(BIN)/antefix demo
 
-test: lint docs  ## run every check
+test: lint docs  ## run every check but the slow ones
 	$(BIN)/python -m pytest --ignore=tests/parity
-	$(BIN)/python -m pytest tests/parity --jaxtyping-packages=antefix,beartype.beartype
+	rm -f $(CELLS)
+	$(PARITY) $(FAST)
+
+test-all: test  ## run the slow ones too, and hold the support matrix against them
+	$(PARITY) -m slow
+	$(BIN)/python -m tests.parity.matrix $(CELLS) README.md --check
+
+matrix: .venv/dev.done  ## write the support matrix anew
+	rm -f $(CELLS)
+	$(PARITY) $(FAST)
+	$(PARITY) -m slow
+	$(BIN)/python -m tests.parity.matrix $(CELLS) README.md
 
 lint: .venv/dev.done  ## style, types and the ladder of imports
 	$(BIN)/ruff check .

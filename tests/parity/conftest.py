@@ -1,8 +1,10 @@
-"""`over`: run a test for every family of some groups, as one column of the support matrix."""
+"""`over`: run a test for every family of some groups, as one column of the support matrix; and its results, kept."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +26,33 @@ def over(*groups: Group) -> Callable[[Callable[..., None]], Any]:
         return pytest.mark.cell(pytest.mark.parametrize("family", cases)(test))
 
     return decorate
+
+
+class CellRecorder:
+    """Adds to a JSON file how the tests of cells ended: an empty string for passed, or the reason of a gap."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note one test."""
+        if report.when == "call" and "cell" in report.keywords:
+            gap = getattr(report, "wasxfail", "")
+            self.cells[report.nodeid] = gap if report.skipped else "" if report.passed else "failed"
+
+    def pytest_sessionfinish(self) -> None:
+        """Write them all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.cells, indent=1))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that keeps results."""
+    parser.addoption("--cells", type=Path, help="JSON file to add the results of the support matrix to")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep results where they are asked for."""
+    if config.getoption("--cells"):
+        config.pluginmanager.register(CellRecorder(config.getoption("--cells")))

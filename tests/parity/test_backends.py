@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import antefix
 from antefix.initialize import token_prefix
 from tests.parity.compare import assert_close, assert_far, attach, logits, with_prefix
 from tests.parity.conftest import over
-from tests.parity.families import Family, draw_ids
+from tests.parity.families import FAMILIES, Family, draw_ids
 from tests.parity.reference import register_reference
 
 
@@ -110,3 +112,17 @@ def test_compile(family: Family) -> None:
     ):
         assert_close(actual, expected)
     assert_far(logits_without(bank, model, inputs), run(model)[0].detach())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor() -> None:
+    """The compiler's own code, not only its graph, gives what the eager model gives, for prompt and next token."""
+    model, bank = with_prefix(FAMILIES["Llama"])
+    bank.add("longer", antefix.PrefixConfig(8, init="random"))
+    compiled: Any = torch.compile(model, fullgraph=True)
+    for selection in ("p", ["longer", None]):
+        with bank.use(selection):
+            for length in (7, 1):
+                ids = draw_ids(2, length)
+                assert_close(logits(compiled, input_ids=ids), logits(model, input_ids=ids))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -26,7 +27,8 @@ SETTINGS: dict[str, Any] = {
 def prompt(family: Family, batch: int = 1, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
     """Return what `generate` starts from."""
     if family.inputs is not None:
-        return {name: value[:batch] for name, value in family.inputs().items() if not name.startswith("decoder")}
+        drawn = {name: value for name, value in family.inputs().items() if not name.startswith("decoder")}
+        return {name: value[: len(value) * batch // 2] for name, value in drawn.items()}
     return {"input_ids": draw_ids(batch, length, seed)}
 
 
@@ -40,13 +42,20 @@ def start(family: Family, model: PreTrainedModel, inputs: dict[str, Tensor]) -> 
 
 def next_logits(model: PreTrainedModel, inputs: dict[str, Tensor], so_far: Tensor) -> Tensor:
     """Return the log-probabilities of the next token from one whole forward without a cache."""
-    read = {name: value.expand(len(so_far), *value.shape[1:]) for name, value in inputs.items()}
+    read = rows(inputs, len(so_far))
     if model.config.is_encoder_decoder:
         read["decoder_input_ids"] = so_far
     else:
+        new = so_far.shape[1] - read["input_ids"].shape[1]
+        read = {n: pad(v, (0, new)) if n.endswith("token_type_ids") else v for n, v in read.items()}
         read["input_ids"] = so_far
     with torch.no_grad():
         return model(**read, use_cache=False).logits[:, -1].float().log_softmax(-1)
+
+
+def rows(inputs: dict[str, Tensor], batch: int) -> dict[str, Tensor]:
+    """Repeat what one row reads."""
+    return {name: torch.cat([value] * batch) for name, value in inputs.items()}
 
 
 def step_by_step(family: Family, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -65,7 +74,7 @@ def assert_generates(model: PreTrainedModel, expected: tuple[Tensor, Tensor], **
     assert_close(torch.stack(made.logits, 1).float().log_softmax(-1), expected[1])
 
 
-@over("decoder", "encoder-decoder", "speech")
+@over("decoder", "encoder-decoder", "speech", "vision-language")
 def test_greedy(family: Family) -> None:
     """With the default cache, with none, and rows of a batch with prefixes of their own."""
     model, bank = with_prefix(family)
@@ -76,14 +85,14 @@ def test_greedy(family: Family) -> None:
     bank.add("longer", antefix.PrefixConfig(8, init="random"))
     with bank.use("longer"):
         longer = step_by_step(family, model, inputs)
-    two = {name: value.expand(2, *value.shape[1:]) for name, value in inputs.items()}
+    two = rows(inputs, 2)
     both = torch.cat([expected[0], longer[0]]), torch.cat([expected[1], longer[1]])
     with bank.use(["p", "longer"]):
         assert_generates(model, both, **two)
     assert_far(expected[1], longer[1])
 
 
-@over("decoder", "encoder-decoder", "speech")
+@over("decoder", "encoder-decoder", "speech", "vision-language")
 def test_beams(family: Family) -> None:
     """Beams by hand, all of them returned, and rows that keep the choice of their row."""
     model, bank = with_prefix(family)
@@ -96,7 +105,7 @@ def test_beams(family: Family) -> None:
         beams = torch.cat([beams[chosen // vocabulary], (chosen % vocabulary)[:, None]], 1)
     settings = {**SETTINGS, "num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
     assert torch.equal(model.generate(**inputs, **settings)[:, -NUM_NEW:], beams[:, -NUM_NEW:])
-    two = {name: value.expand(2, *value.shape[1:]) for name, value in inputs.items()}
+    two = rows(inputs, 2)
     with bank.use([None, "p"]):
         assert torch.equal(model.generate(**two, **settings)[3:, -NUM_NEW:], beams[:, -NUM_NEW:])
 
@@ -161,7 +170,7 @@ def test_left_padding(family: Family) -> None:
     model, bank = with_prefix(family)
     bank.add("longer", antefix.PrefixConfig(8, init="random"))
     short, long = draw_ids(1, 4), draw_ids(1, 7, seed=2)
-    prompts = torch.cat([torch.nn.functional.pad(short, (3, 0)), long])
+    prompts = torch.cat([pad(short, (3, 0)), long])
     alone = []
     for ids, selection in ((short, "longer"), (long, "p")):
         with bank.use(selection):

@@ -162,6 +162,23 @@ def test_detach(family: Family) -> None:
     assert [parameter.requires_grad for parameter in model.parameters()] == trainable
 
 
+@over("vision-language")
+def test_towers(family: Family) -> None:
+    """By default a prefix stands in the text decoder alone; in the tower when asked."""
+    model = family.build()
+    inputs = family.draw_inputs()
+    bank = attach(family, model)
+    for sites, kinds in (
+        (None, {"decoder"}),
+        (("encoder",), {"encoder"}),
+        (("encoder", "decoder"), {"encoder", "decoder"}),
+    ):
+        plain = logits(model, **inputs)
+        bank.add(str(sites), antefix.PrefixConfig(5, init="random", sites=sites))
+        assert {site.kind for site in bank.prefix(str(sites)).sites} == kinds
+        assert_far(logits(model, **inputs), plain)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name: str) -> None:
     model_class, config_class, settings = REFUSED[name]
