@@ -77,10 +77,13 @@ class Heads:
                 f"trainable_modules names '{wanted}', which must be one module of {type(self.model).__name__}; "
                 f"it has {found}."
             )
-        (path,) = paths
-        if any(hasattr(getattr(m, "config", None), "antefix_base") for m in self.model.get_submodule(path).modules()):
-            raise ConfigError(f"the trainable module '{path}' holds attention that a prefix stands at; name a head.")
-        return path
+        if self._holds_attention(paths[0]):
+            raise ConfigError(f"the trainable module '{paths[0]}' holds attention; name a head.")
+        return paths[0]
+
+    def _holds_attention(self, path: str) -> bool:
+        modules = self.model.get_submodule(path).modules()
+        return any(hasattr(getattr(module, "config", None), "antefix_base") for module in modules)
 
     def _copy(self, path: str) -> nn.Module:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
@@ -103,8 +106,8 @@ class Heads:
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = dict(self.model.named_modules())
-        if path not in modules:
-            raise PrefixMismatchError(f"the prefix brings a trained '{path}', which this model does not have.")
+        if path not in modules or self._holds_attention(path):
+            raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != expected:

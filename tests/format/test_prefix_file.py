@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Callable
@@ -40,6 +41,20 @@ def read_by_hand(path: Path) -> tuple[dict[str, Any], bytes]:
 def write_by_hand(path: Path, header: dict[str, Any], data: bytes) -> None:
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+
+def test_trained_modules_lie_beside_keys_and_values(prefix: Prefix, tmp_path: Path) -> None:
+    modules = {"head.out:weight": torch.randn(3, 4), "head.out:bias": torch.randn(3)}
+    whole = Prefix(SITES, prefix.keys, prefix.values, prefix.metadata, modules)
+    antefix.save_prefix(whole, tmp_path / "p.safetensors")
+    header, data = read_by_hand(tmp_path / "p.safetensors")
+    start, end = header["head.out:bias"]["data_offsets"]
+    assert list(struct.unpack("<3f", data[start:end])) == modules["head.out:bias"].tolist()
+    loaded = antefix.load_prefix(tmp_path / "p.safetensors")
+    for other in (loaded, copy.deepcopy(whole), antefix.concat([whole, prefix])):
+        assert set(other.modules) == set(modules)
+        assert all(torch.equal(other.modules[name], tensor) for name, tensor in modules.items())
+    assert not prefix.modules
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

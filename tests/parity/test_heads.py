@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import antefix
+from antefix.initialize import random_prefix
 from tests.parity.compare import assert_close, assert_far, attach, logits
 from tests.parity.conftest import over
 from tests.parity.families import FAMILIES, Family
@@ -151,7 +152,7 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     for wanted, sentence in (
         ("head", "names 'head', which must be one module of BertForSequenceClassification; it has none"),
         ("dense", "it has 'bert.encoder.layer.0.attention.output.dense' and "),
-        ("encoder", "'bert.encoder' holds attention"),
+        ("bert.encoder", "'bert.encoder' holds attention"),
     ):
         with pytest.raises(antefix.ConfigError, match=sentence):
             bank.add("x", antefix.PrefixConfig(**CONFIG, trainable_modules=[wanted]))
@@ -168,4 +169,9 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     bank = attach(family, bare)
     with pytest.raises(antefix.PrefixMismatchError):
         bank.load(tmp_path / "two.safetensors", name="restored")
+    made = random_prefix(bank.sites, 5)
+    for path in ("head", "", "encoder", "encoder.layer.0.attention"):
+        hostile = antefix.Prefix(made.sites, made.keys, made.values, {}, {f"{path}:weight": torch.zeros(2, 32)})
+        with pytest.raises(antefix.PrefixMismatchError, match=f"'{path}', which is no head"):
+            bank.add("hostile", hostile)
     assert bank.names == []
