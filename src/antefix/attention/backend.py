@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from antefix.attention.carrier import Carrier
+from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
 from antefix.attention.state import ForwardPrefixes
 from antefix.errors import UnsupportedModelError
-from antefix.sites import KEYWORD, Site, base_attention, implementation_of, is_causal, switch
+from antefix.sites import KEYWORD, AttentionFunction, Site, base_attention, implementation_of, is_causal, switch
 
+logger = logging.getLogger(__name__)
 SUPPORTED = ("eager", "sdpa", "flex_attention")
 
 
@@ -41,8 +44,8 @@ def attend(
             "model, or detach the bank first."
         )
     base = base_attention(module)
-    prefix = forward.at(site.path, key)
-    if prefix is None:
+    shared = forward.shared_at(site.path, key)
+    if shared is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
     implementation = implementation_of(module)
     if implementation not in SUPPORTED:
@@ -50,6 +53,30 @@ def attend(
             f"a prefix cannot enter attention of implementation '{implementation}' yet; "
             f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
         )
+    obstacle = obstacle_to_sharing(base, query, key, value, *args, **kwargs)
+    if obstacle is None:
+        return share(module, query, key, value, attention_mask, *shared, **kwargs), None
+    if not torch.compiler.is_compiling():
+        logger.debug("the prefix at '%s' is copied for each row, because %s", site.path, obstacle)
+    return _concatenate(forward, site, base, module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _concatenate(
+    forward: ForwardPrefixes,
+    site: Site,
+    base: AttentionFunction,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Let the base's own function attend over the joined keys and values."""
+    implementation = implementation_of(module)
+    prefix = forward.at(site.path, key)
+    assert prefix is not None
     prefix_key, prefix_value, real = prefix
     if implementation == "flex_attention" and not isinstance(attention_mask, Tensor):
         mask: Any = attended_blocks(attention_mask, query, key, prefix_key.shape[2], real)

@@ -26,27 +26,45 @@ class ForwardPrefixes:
     rows: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
 
+    def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[int]] | None:
+        """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.
+
+        Rows that use none have -1. None where no row has a prefix at this site. Raises `UnsupportedModelError` where
+        rows differ in their prefixes, but are not the rows of the attention.
+        """
+        present = [number for number in dict.fromkeys(self.rows) if number >= 0 and path in self.prefixes[number]]
+        if not present:
+            return None
+        pairs = [self.prefixes[number][path] for number in present]
+        rows = [present.index(number) if number in present else -1 for number in self.rows]
+        cast = [(key.to(like.device, like.dtype), value.to(like.device, like.dtype)) for key, value in pairs]
+        return cast, self._for_attention(rows, path, like.shape[0])
+
+    def _for_attention(self, rows: list[int], path: str, batch: int) -> list[int]:
+        """Return the choices of the rows that the attention sees; a tower may see other rows than its model."""
+        if len(rows) == batch:
+            return rows
+        if len(set(rows)) == 1:
+            return rows[:1] * batch
+        raise UnsupportedModelError(
+            f"the attention at '{path}' gets {batch} rows of a batch of {len(rows)}, so it cannot tell whose prefix is "
+            "whose; use one prefix for all rows."
+        )
+
     def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Return keys and values `(batch, kv_head, token, dim)` of a site, and which tokens are real for each row.
 
         The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that
         each ends where its row's sequence begins. None where no row has a prefix at this site.
-
-        Raises `UnsupportedModelError` where rows differ in their prefixes, but are not the rows of the attention.
         """
-        chosen = [prefix.get(path) for prefix in self.prefixes]
-        if not self.rows or all(row < 0 or chosen[row] is None for row in self.rows):
+        shared = self.shared_at(path, like)
+        if shared is None:
             return None
-        first, batch = chosen[self.rows[0]], like.shape[0]
-        if first is not None and len(set(self.rows)) == 1:
-            key, value = (part.to(like.device, like.dtype)[None].expand(batch, -1, -1, -1) for part in first)
+        pairs, rows = shared
+        if set(rows) == {0}:
+            key, value = (part[None].expand(len(rows), -1, -1, -1) for part in pairs[0])
             return key, value, None
-        if len(self.rows) != batch:
-            raise UnsupportedModelError(
-                f"the attention at '{path}' gets {batch} rows of a batch of {len(self.rows)}, so it cannot tell whose "
-                "prefix is whose; use one prefix for all rows."
-            )
-        return _padded([chosen[row] if row >= 0 else None for row in self.rows], like)
+        return _padded([pairs[row] if row >= 0 else None for row in rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +93,7 @@ NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
 
 
-def _padded(rows: Sequence[tuple[Tensor, Tensor] | None], like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Stack prefixes of different lengths, with zeros in front of the shorter ones."""
     given = next(row for row in rows if row is not None)
     lengths = [0 if row is None else row[0].shape[1] for row in rows]
@@ -85,10 +103,10 @@ def _padded(rows: Sequence[tuple[Tensor, Tensor] | None], like: Tensor) -> tuple
         heads, _, dim = given[part].shape
         tensors = [given[part].new_zeros(heads, 0, dim) if row is None else row[part] for row in rows]
         padded = [nn.functional.pad(t, (0, 0, longest - t.shape[1], 0)) for t in tensors]
-        return torch.stack(padded).to(like.device, like.dtype)
+        return torch.stack(padded)
 
     if min(lengths) == longest:
         return pad(0), pad(1), None
-    tokens = torch.arange(longest, device=like.device)
-    real = tokens >= longest - torch.tensor(lengths, device=like.device)[:, None]
+    tokens = torch.arange(longest, device=given[0].device)
+    real = tokens >= longest - torch.tensor(lengths, device=given[0].device)[:, None]
     return pad(0), pad(1), real

@@ -1,0 +1,60 @@
+"""When the shared operator computes what the base would, and how it is then called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from antefix.attention.shared import shared_attention
+from antefix.sites import AttentionFunction, is_causal
+
+
+def obstacle_to_sharing(
+    base: AttentionFunction, query: Tensor, key: Tensor, value: Tensor, *args: Any, **arguments: Any
+) -> str | None:
+    """Return why the prefix has to be copied for each row here, None where it is shared; the rest goes to the base."""
+    obstacles = {
+        "the attention is not Transformers' sdpa": base is not sdpa_attention_forward,
+        f"there is no kernel for {query.device.type} yet": query.device.type != "cpu",
+        "the model gives its attention arguments without names": bool(args),
+        "the model adds a bias by distance": arguments.get("position_bias") is not None,
+        "the model drops attention weights": bool(arguments.get("dropout")),
+        "queries, keys and values are of different dtypes": not query.dtype == key.dtype == value.dtype,
+    }
+    return next((reason for reason, stands in obstacles.items() if stands), None)
+
+
+def share(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    prefixes: Sequence[tuple[Tensor, Tensor]],
+    rows: Sequence[int],
+    **arguments: Any,
+) -> Tensor:
+    """Return the attention output `(batch, query, head, value_dim)`, laid out as Transformers' sdpa function does."""
+    queries = query.shape[2]
+    causal = queries > 1 and mask is None and is_causal(module, arguments)
+    if causal:  # a static cache has room for more keys than there are
+        key, value = key[:, :, :queries], value[:, :, :queries]
+    scale = arguments.get("scaling")
+    if mask is not None:
+        mask = _added(mask, query).expand(len(query), -1, queries, -1)
+    output = shared_attention(
+        query, key, value, prefixes, rows, mask, causal, query.shape[3] ** -0.5 if scale is None else scale
+    )
+    return output.transpose(1, 2).contiguous()
+
+
+def _added(mask: Tensor, query: Tensor) -> Tensor:
+    """Return a mask as numbers to add: the lowest there is and not infinity, which leaves nothing to compare."""
+    lowest = torch.finfo(query.dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
+    return mask.to(query.dtype).clamp(min=lowest)

@@ -1,0 +1,172 @@
+"""The shared operator equals softmax written out in float64, forward and backward, and copies no prefix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import antefix
+from antefix.attention import shared
+from antefix.attention.shared import shared_attention
+from tests.parity.compare import assert_close, logits, with_prefix
+from tests.parity.families import FAMILIES, draw_ids
+
+Pair = tuple[Tensor, Tensor]
+ROWS = ([0, 0, 0], [0, 1, -1], [1, 0, 1], [-1, -1, 0], [1, 1, 1])
+SCALE = 0.3
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(True)
+
+
+def draw_case(
+    queries: int = 5, keys: int = 5, key_dim: int = 8, value_dim: int = 8, dtype: torch.dtype = torch.float64
+) -> tuple[list[Tensor], list[Pair]]:
+    """Draw queries of 4 heads, keys and values of 2, for 3 rows, and prefixes of 3 tokens and of 1."""
+    torch.manual_seed(0)
+    tensors = [
+        draw(3, 4, queries, key_dim, dtype=dtype),
+        draw(3, 2, keys, key_dim, dtype=dtype),
+        draw(3, 2, keys, value_dim, dtype=dtype),
+    ]
+    return tensors, [(draw(2, n, key_dim, dtype=dtype), draw(2, n, value_dim, dtype=dtype)) for n in (3, 1)]
+
+
+def by_hand(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefixes: Sequence[Pair],
+    rows: Sequence[int],
+    mask: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Write softmax out, row by row, over joined keys."""
+    answers = []
+    for number, owner in enumerate(rows):
+        keys, values = key[number], value[number]
+        hidden = torch.zeros(query.shape[2], key.shape[2], dtype=query.dtype)
+        if mask is not None:
+            hidden = hidden + mask[number, 0]
+        if causal:
+            hidden = hidden.masked_fill(~torch.ones_like(hidden).tril().bool(), float("-inf"))
+        if owner >= 0:
+            prefix_key, prefix_value = prefixes[owner]
+            keys, values = torch.cat([prefix_key, keys], 1), torch.cat([prefix_value, values], 1)
+            hidden = torch.cat([hidden.new_zeros(query.shape[2], prefix_key.shape[1]), hidden], 1)
+        group = query.shape[1] // key.shape[1]
+        scores = query[number] @ keys.repeat_interleave(group, 0).transpose(1, 2) * SCALE + hidden
+        answers.append(scores.softmax(-1) @ values.repeat_interleave(group, 0))
+    return torch.stack(answers)
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("dims", [(8, 8), (8, 6), (6, 8)], ids=str)
+@pytest.mark.parametrize("kind", ["causal", "full", "masked", "one query"])
+def test_equals_softmax_written_out(rows: list[int], dims: tuple[int, int], kind: str) -> None:
+    tensors, prefixes = draw_case(1 if kind == "one query" else 5, 5, *dims)
+    mask = None
+    if kind == "masked":  # the first two keys are padding, and the queries there see no token of their row at all
+        mask = torch.zeros(3, 1, 5, 5, dtype=torch.float64)
+        mask[..., :2] = torch.finfo(torch.float64).min
+        if -1 in rows:  # a row without a prefix must see something, or softmax is not defined
+            mask[rows.index(-1), 0, :, 0] = 0.0
+    expected = by_hand(*tensors, prefixes, rows, mask, kind == "causal")
+    inputs = [*tensors, *(part for pair in prefixes for part in pair)]
+    actual = shared_attention(*tensors, prefixes, rows, mask, kind == "causal", SCALE)
+    with torch.no_grad():
+        inference = shared_attention(*tensors, prefixes, rows, mask, kind == "causal", SCALE)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
+    torch.testing.assert_close(inference, expected, atol=1e-13, rtol=0)
+    theirs = torch.autograd.grad(expected, inputs, grad, allow_unused=True, materialize_grads=True)
+    for ours, exact in zip(torch.autograd.grad(actual, inputs, grad), theirs, strict=True):
+        torch.testing.assert_close(ours, exact, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 0], [1, -1, 0]], ids=str)
+def test_the_operator_is_well_behaved(rows: list[int]) -> None:
+    (query, key, value), prefixes = draw_case()
+    keys, values = ([pair[part] for pair in prefixes] for part in (0, 1))
+    torch.library.opcheck(shared._operator, (query, key, value, keys, values, rows, None, True, SCALE))
+
+    def attend(*tensors: Tensor) -> Tensor:
+        pairs = [(tensors[3], tensors[4]), (tensors[5], tensors[6])]
+        return shared_attention(*tensors[:3], pairs, rows, None, True, SCALE)
+
+    assert torch.autograd.gradcheck(attend, (query, key, value, keys[0], values[0], keys[1], values[1]))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_dtypes(dtype: torch.dtype, tolerance: float) -> None:
+    # A few units in the last place of numbers near 1: 2**-23, 2**-8 and 2**-11.
+    tensors, prefixes = draw_case(dtype=dtype)
+    exact, exact_prefixes = [t.double() for t in tensors], [(k.double(), v.double()) for k, v in prefixes]
+    expected = by_hand(*exact, exact_prefixes, [0, 1, -1], None, True)
+    actual = shared_attention(*tensors, prefixes, [0, 1, -1], None, True, SCALE)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_prefix_is_never_copied() -> None:
+    """What reaches the operator is the memory of the prefix itself, however many rows use it."""
+    family = FAMILIES["Llama"]
+    model, bank = with_prefix(family)
+    bank.add("fixed", bank.prefix("p"))
+    held = bank._prefixes["fixed"]
+    seen: list[int] = []
+    original = shared._attend
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, keys: Sequence[Tensor], *rest: object) -> tuple[Tensor, Tensor]:
+        seen.extend(part.data_ptr() for part in keys)
+        return original(query, key, value, keys, *rest)  # type: ignore[arg-type]
+
+    shared._attend = spy
+    try:
+        with bank.use("fixed"):
+            logits(model, input_ids=draw_ids(16, 7))
+    finally:
+        shared._attend = original
+    assert isinstance(held, antefix.Prefix)
+    assert seen == [key.data_ptr() for key in held.keys.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation", "reason"),
+    [
+        ("Llama", "sdpa", None),
+        ("DeepSeek-V3", "sdpa", None),
+        ("BART", "sdpa", None),
+        ("Llama", "eager", "the attention is not Transformers' sdpa"),
+        ("T5", "sdpa", "the model adds a bias by distance"),
+    ],
+)
+def test_the_choice_is_explained(
+    name: str, implementation: str, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = FAMILIES[name]
+    model, _ = with_prefix(family, attn_implementation=implementation)
+    with caplog.at_level(logging.DEBUG, logger="antefix.attention.backend"):
+        logits(model, **family.draw_inputs())
+    assert (reason is None) == (not caplog.messages)
+    assert all(reason and reason in message for message in caplog.messages)
+
+
+def test_hundreds_of_prefixes() -> None:
+    """Each row of a large batch equals that row alone."""
+    family = FAMILIES["Llama"]
+    model, bank = with_prefix(family)
+    for number in range(200):
+        bank.add(f"{number}", antefix.initialize.random_prefix(bank.sites, 1 + number % 7))
+    ids = draw_ids(40, 6)
+    choice = [None if row % 9 == 8 else str(row * 7 % 200) for row in range(40)]
+    with bank.use(choice):
+        mixed = logits(model, input_ids=ids)
+    for row in range(0, 40, 3):
+        with bank.use(choice[row]):
+            assert_close(mixed[row], logits(model, input_ids=ids[row : row + 1])[0])
