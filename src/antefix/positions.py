@@ -37,6 +37,9 @@ class StackPositions:
         self.bias = biases[0] if biases else None
         if len(biases) > 1:  # a bias for each layer, as in UMT5
             self.is_understood = False
+        # RoBERTa counts from after its padding index.
+        counts_from_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in stack.modules())
+        self._first_position = cast(int, self.table.padding_idx) + 1 if self.table and counts_from_ids else 0
         self._pending = threading.local()
         self._replaces_lookup = self.reads_tokens and self.table is not None and not self.takes_ids
         self._hooks = []
@@ -92,12 +95,6 @@ class StackPositions:
                 f"{type(self.stack).__name__} did not look its positions up in '{type(self.table).__name__}', so a "
                 "prefix cannot stand before its tokens; leave its kind out of PrefixConfig.sites."
             )
-
-    @property
-    def _first_position(self) -> int:
-        """The number of the first position: RoBERTa counts from after its padding index."""
-        counts_from_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in self.stack.modules())
-        return cast(int, self.table.padding_idx) + 1 if self.table is not None and counts_from_ids else 0
 
     @property
     def _first_row(self) -> int:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -135,8 +136,8 @@ def takes_keywords(module: nn.Module) -> bool:
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
-    while hasattr(config, "antefix_base"):
-        config = config.antefix_base
+    while config is not None and "antefix_base" in vars(config):
+        config = vars(config)["antefix_base"]
     return getattr(config, "_attn_implementation", None)
 
 
@@ -152,18 +153,25 @@ def base_attention(module: nn.Module) -> AttentionFunction:
     if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):  # GPT-2 has its own way then
         upcast = cast(Any, module)._upcast_and_reordered_attn
         return lambda _, query, key, value, mask, **__: upcast(query, key, value, mask)
-    for cls in type(module).__mro__:
-        modeling = sys.modules[cls.__module__]
-        interface = getattr(modeling, "ALL_ATTENTION_FUNCTIONS", None)
-        if interface is not None:
-            eager = getattr(modeling, "eager_attention_forward", None)
-            function = interface.get_interface(implementation, eager)
-            if function is not None:
-                return cast(AttentionFunction, function)
+    for interface, eager in _interfaces(cast(Any, type(module))):
+        function = interface.get_interface(implementation, eager)
+        if function is not None:
+            return cast(AttentionFunction, function)
     raise UnsupportedModelError(
         f"{type(module).__name__} has no '{implementation}' attention function that a prefix could extend; "
         "load the model with attn_implementation='sdpa'."
     )
+
+
+@cache
+def _interfaces(cls: type[Any]) -> list[tuple[Any, Any]]:
+    """Return where the code of an attention class, and of those it inherits from, looks attention functions up."""
+    modeling = (sys.modules[base.__module__] for base in cls.__mro__)
+    return [
+        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, "eager_attention_forward", None))
+        for module in modeling
+        if hasattr(module, "ALL_ATTENTION_FUNCTIONS")
+    ]
 
 
 @contextmanager

@@ -132,10 +132,12 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
 
 def _refuse_reentrant_checkpointing(stack: nn.Module) -> None:
     """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
+    if not stack.training:
+        return
     for module in stack.modules():
         checkpoint = getattr(module, "_gradient_checkpointing_func", None)
         if checkpoint is not None and getattr(checkpoint, "keywords", {}).get("use_reentrant"):
-            if getattr(module, "gradient_checkpointing", False) and stack.training:
+            if getattr(module, "gradient_checkpointing", False):
                 raise UnsupportedModelError(
                     "reentrant gradient checkpointing drops the gradients of a prefix; call "
                     "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."

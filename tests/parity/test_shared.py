@@ -79,8 +79,9 @@ def test_equals_softmax_written_out(rows: list[int], dims: tuple[int, int], kind
     expected = by_hand(*tensors, prefixes, rows, mask, kind == "causal")
     inputs = [*tensors, *(part for pair in prefixes for part in pair)]
     actual = shared_attention(*tensors, prefixes, rows, mask, kind == "causal", SCALE)
+    used = max(rows) + 1
     with torch.no_grad():
-        inference = shared_attention(*tensors, prefixes, rows, mask, kind == "causal", SCALE)
+        inference = shared_attention(*tensors, prefixes[:used], rows, mask, kind == "causal", SCALE)
     grad = torch.randn_like(expected)
     torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
     torch.testing.assert_close(inference, expected, atol=1e-13, rtol=0)
@@ -89,6 +90,7 @@ def test_equals_softmax_written_out(rows: list[int], dims: tuple[int, int], kind
         torch.testing.assert_close(ours, exact, atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [[0, 0, 0], [1, -1, 0]], ids=str)
 def test_the_operator_is_well_behaved(rows: list[int]) -> None:
     (query, key, value), prefixes = draw_case()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,10 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the base does over `[prefix; sequence]`; tensors are `(batch, head, token, dim)`."""
     forward: ForwardPrefixes | None = kwargs.pop(KEYWORD, None)
-    config = cast(Any, module.config)
-    site: Site = config.antefix_site
-    if forward is None and config.antefix_carrier is not None:
-        forward = config.antefix_carrier.prefixes
+    own = vars(module.config)
+    site: Site = own["antefix_site"]
+    if forward is None and own["antefix_carrier"] is not None:
+        forward = own["antefix_carrier"].prefixes
     if forward is None:
         raise UnsupportedModelError(
             f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "

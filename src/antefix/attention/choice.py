@@ -17,15 +17,16 @@ def obstacle_to_sharing(
     base: AttentionFunction, query: Tensor, key: Tensor, value: Tensor, *args: Any, **arguments: Any
 ) -> str | None:
     """Return why the prefix has to be copied for each row here, None where it is shared; the rest goes to the base."""
-    obstacles = {
-        "the attention is not Transformers' sdpa": base is not sdpa_attention_forward,
-        f"there is no kernel for {query.device.type} yet": query.device.type != "cpu",
-        "the model gives its attention arguments without names": bool(args),
-        "the model adds a bias by distance": arguments.get("position_bias") is not None,
-        "the model drops attention weights": bool(arguments.get("dropout")),
-        "queries, keys and values are of different dtypes": not query.dtype == key.dtype == value.dtype,
-    }
-    return next((reason for reason, stands in obstacles.items() if stands), None)
+    same_dtype = query.dtype == key.dtype == value.dtype
+    reasons = (
+        (base is not sdpa_attention_forward, "the attention is not Transformers' sdpa"),
+        (query.device.type != "cpu", "there is a kernel for the CPU alone yet"),
+        (bool(args), "the model gives its attention arguments without names"),
+        (arguments.get("position_bias") is not None, "the model adds a bias by distance"),
+        (bool(arguments.get("dropout")), "the model drops attention weights"),
+        (not same_dtype, "queries, keys and values are of different dtypes"),
+    )
+    return next((reason for stands, reason in reasons if stands), None)
 
 
 def share(

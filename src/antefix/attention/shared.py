@@ -24,6 +24,9 @@ _SCHEMA = (
     "bool is_causal, float scale) -> (Tensor, Tensor)"
 )
 
+_MOST_SCORES = 100_000
+"""Scores of prefix tokens up to which a decoding step writes them out, measured on two cores."""
+
 
 def shared_attention(
     query: Float[Tensor, "batch head query key_dim"],
@@ -43,9 +46,39 @@ def shared_attention(
     """
     keys, values = [key for key, _ in prefixes], [value for _, value in prefixes]
     arguments = (query, key, value, keys, values, list(rows), mask, is_causal, scale)
-    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    output: Tensor = _operator(*arguments)[0] if needs_operator else _attend(*arguments)[0]
-    return output
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        output: Tensor = _operator(*arguments)[0]
+        return output
+    if query.shape[2] == 1 and len(prefixes) == 1 and -1 not in rows and (mask is None or mask.shape[1] == 1):
+        batch, heads = query.shape[:2]
+        if batch * heads * keys[0].shape[1] < _MOST_SCORES:
+            return _decode(query, key, value, keys[0], values[0], mask, scale)
+    return _attend(*arguments)[0]
+
+
+def _decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attend with one query a row: so few scores that one softmax over all of them is cheaper than two kernels."""
+    batch, heads, _, dim = query.shape
+    kv_heads, tokens = prefix_key.shape[:2]
+    grouped = (query * scale).view(batch, kv_heads, heads // kv_heads, dim)
+    scores = torch.bmm(grouped.flatten(0, 1), key.transpose(2, 3).flatten(0, 1)).view(batch, kv_heads, -1, key.shape[2])
+    if mask is not None:
+        scores = scores + mask
+    of_prefix = torch.bmm(grouped.transpose(0, 1).flatten(1, 2), prefix_key.transpose(1, 2))
+    of_prefix = of_prefix.view(kv_heads, batch, -1, tokens).transpose(0, 1)
+    weights = torch.cat([of_prefix, scores], dim=-1).softmax(-1)
+    part = torch.bmm(weights[..., :tokens].transpose(0, 1).flatten(1, 2), prefix_value)
+    part = part.view(kv_heads, batch, -1, value.shape[3]).transpose(0, 1).flatten(0, 1)
+    output = torch.baddbmm(part, weights[..., tokens:].flatten(0, 1), value.flatten(0, 1))
+    return output.view(batch, heads, 1, value.shape[3])
 
 
 def _attend(
