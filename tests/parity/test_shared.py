@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import antefix
 from antefix.attention import shared
+from antefix.attention.choice import obstacle_to_sharing
 from antefix.attention.shared import shared_attention
 from tests.parity.compare import assert_close, logits, with_prefix
 from tests.parity.families import FAMILIES, draw_ids
@@ -157,6 +159,25 @@ def test_the_choice_is_explained(
         logits(model, **family.draw_inputs())
     assert (reason is None) == (not caplog.messages)
     assert all(reason and reason in message for message in caplog.messages)
+
+
+def test_obstacles() -> None:
+    """Each of them is found, and there is none where nothing stands in the way."""
+    tensor = torch.zeros(2, 4, 5, 8)
+    call = {"query": tensor, "key": tensor, "value": tensor, "mask": None}
+    assert obstacle_to_sharing(sdpa_attention_forward, **call, dropout=0.0, scaling=None, is_causal=True) is None
+    assert obstacle_to_sharing(lambda *_: (tensor, None), **call) == "the attention is not Transformers' sdpa"
+    for changed, reason in (
+        ({"query": tensor.to("meta")}, "there is a kernel for the CPU alone yet"),
+        ({"position_bias": tensor}, "the model adds a bias by distance"),
+        ({"dropout": 0.1}, "the model drops attention weights"),
+        ({"mask": torch.zeros(2, 1, 5, 5, requires_grad=True)}, "the mask is learned"),
+        ({"value": tensor.double()}, "queries, keys and values are of different dtypes"),
+        ({"query": tensor[:1]}, "queries and keys are of different batches"),
+    ):
+        assert obstacle_to_sharing(sdpa_attention_forward, **call | changed) == reason
+    unnamed = obstacle_to_sharing(sdpa_attention_forward, tensor, tensor, tensor, None, 0.5)
+    assert unnamed == "the model gives its attention arguments without names"
 
 
 def test_hundreds_of_prefixes() -> None:

@@ -53,7 +53,7 @@ def attend(
             f"a prefix cannot enter attention of implementation '{implementation}' yet; "
             f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
         )
-    obstacle = obstacle_to_sharing(base, query, key, value, *args, **kwargs)
+    obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
         return share(module, query, key, value, attention_mask, *shared, **kwargs), None
     if not torch.compiler.is_compiling():

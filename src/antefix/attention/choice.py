@@ -14,7 +14,13 @@ from antefix.sites import AttentionFunction, is_causal
 
 
 def obstacle_to_sharing(
-    base: AttentionFunction, query: Tensor, key: Tensor, value: Tensor, *args: Any, **arguments: Any
+    base: AttentionFunction,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: object,
+    *args: Any,
+    **arguments: Any,
 ) -> str | None:
     """Return why the prefix has to be copied for each row here, None where it is shared; the rest goes to the base."""
     same_dtype = query.dtype == key.dtype == value.dtype
@@ -24,7 +30,9 @@ def obstacle_to_sharing(
         (bool(args), "the model gives its attention arguments without names"),
         (arguments.get("position_bias") is not None, "the model adds a bias by distance"),
         (bool(arguments.get("dropout")), "the model drops attention weights"),
+        (isinstance(mask, Tensor) and mask.requires_grad, "the mask is learned"),
         (not same_dtype, "queries, keys and values are of different dtypes"),
+        (len(query) != len(key), "queries and keys are of different batches"),
     )
     return next((reason for stands, reason in reasons if stands), None)
 
