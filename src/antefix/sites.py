@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -148,12 +147,12 @@ def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
 
 
 def base_attention(module: nn.Module) -> AttentionFunction:
-    """Return the attention function that the base model would call at this module."""
+    """Return the attention function that the base model would call at this module, which must be switched."""
     implementation = implementation_of(module)
     if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):  # GPT-2 has its own way then
         upcast = cast(Any, module)._upcast_and_reordered_attn
         return lambda _, query, key, value, mask, **__: upcast(query, key, value, mask)
-    for interface, eager in _interfaces(cast(Any, type(module))):
+    for interface, eager in vars(module.config)["antefix_interfaces"]:
         function = interface.get_interface(implementation, eager)
         if function is not None:
             return cast(AttentionFunction, function)
@@ -163,7 +162,6 @@ def base_attention(module: nn.Module) -> AttentionFunction:
     )
 
 
-@cache
 def _interfaces(cls: type[Any]) -> list[tuple[Any, Any]]:
     """Return where the code of an attention class, and of those it inherits from, looks attention functions up."""
     modeling = (sys.modules[base.__module__] for base in cls.__mro__)
@@ -195,7 +193,8 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     own = copy.copy(original)
     # The property's setter would change the sub-configs too, and the copy shares those with the base.
     own.__dict__["_attn_implementation_internal"] = full_name
-    own.__dict__.update(attributes, antefix_base=original)
+    # Looked up once and kept here, because torch.compile warns of a cached function.
+    own.__dict__.update(attributes, antefix_base=original, antefix_interfaces=_interfaces(type(module)))
     module.config = own
 
     def undo() -> None:

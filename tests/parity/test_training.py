@@ -27,9 +27,9 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def loss(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    """Return a loss that any model has, a sum over rows."""
+    """Return a loss that any model has, a sum over rows; squares alone add up to a constant after a last norm."""
     output: Tensor = model(**inputs)[0]
-    return output.float().square().sum() / 1000
+    return (output.float().square() * torch.linspace(0, 1, output.shape[-1])).sum() / 1000
 
 
 def gradients(model: PreTrainedModel) -> list[Tensor]:
