@@ -2,7 +2,7 @@
 
 Softmax over `[prefix; sequence]` splits exactly: each part is computed on its own, with its log-sum-exp, and the two
 are weighed against each other (Milakov & Gimelshein 2018, arXiv 1805.02867; for shared prefixes Juravsky et al. 2024,
-arXiv 2402.05099). Rows of one prefix, and the query heads of one key/value head, are folded into one row of queries.
+arXiv 2402.05099). The rows of one prefix are folded into one long row of queries.
 
 Backward, each part is given the merged output and log-sum-exp: what its kernel then computes is its share of the exact
 gradient, so nothing has to be kept but what any attention keeps.
@@ -97,12 +97,12 @@ def _attend(
     for group, (prefix_key, prefix_value) in enumerate(zip(prefix_keys, prefix_values, strict=True)):
         chosen = _rows_of(group, rows, query)
         if chosen is None:
-            folded = _fold(query, key.shape[1])
+            folded = _fold(query)
             part, part_total = attend_part(folded, prefix_key[None], prefix_value[None], None, False, scale)
             output, total = _merge(output, total, _unfold(part, query), _unfold(part_total[..., None], query)[..., 0])
         elif len(chosen):
             own = query[chosen]
-            folded = _fold(own, key.shape[1])
+            folded = _fold(own)
             part, part_total = attend_part(folded, prefix_key[None], prefix_value[None], None, False, scale)
             merged = _merge(
                 output[chosen], total[chosen], _unfold(part, own), _unfold(part_total[..., None], own)[..., 0]
@@ -122,16 +122,14 @@ def _rows_of(group: int, rows: Sequence[int], like: Tensor) -> Tensor | None:
     return None if len(chosen) == len(rows) else torch.tensor(chosen, dtype=torch.long, device=like.device)
 
 
-def _fold(query: Tensor, num_key_value_heads: int) -> Tensor:
-    """Lay rows and the heads of a key/value head end to end: `(1, kv_head, row * group * query, dim)`."""
-    folded: Tensor = query.unflatten(1, (num_key_value_heads, -1)).transpose(0, 1).flatten(1, 3)[None]
-    return folded
+def _fold(tensor: Tensor) -> Tensor:
+    """Lay the queries of all rows end to end, `(1, head, row * query, dim)`: a view where queries lie one by one."""
+    return tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _unfold(folded: Tensor, like: Tensor) -> Tensor:
-    """Undo `_fold` for something of the batch, heads and queries of `like`."""
-    batch, _, queries, _ = like.shape
-    unfolded: Tensor = folded[0].unflatten(1, (batch, -1, queries)).transpose(0, 1).flatten(1, 2)
+    """Undo `_fold` for something of the rows and queries of `like`."""
+    unfolded: Tensor = folded[0].transpose(0, 1).unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
     return unfolded
 
 
@@ -167,7 +165,7 @@ def _differentiate(
             grad_values.append(torch.zeros_like(prefix_value))
             continue
         parts = [part if chosen is None else part[chosen] for part in (grad, query, output, total[..., None])]
-        folded_grad, folded_query, folded_output, folded_total = (_fold(part, key.shape[1]) for part in parts)
+        folded_grad, folded_query, folded_output, folded_total = (_fold(part) for part in parts)
         share, of_key, of_value = differentiate_part(
             folded_grad, folded_query, prefix_key[None], prefix_value[None], folded_output, folded_total[..., 0],
             None, False, scale,
@@ -189,7 +187,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     half = len(prefixes) // 2
     keys, values = prefixes[:half], prefixes[half:]
     grads = _differentiate(
-        grad.contiguous(), query, key, value, keys, values, ctx.rows, mask, ctx.is_causal, ctx.scale, output, total
+        grad, query, key, value, keys, values, ctx.rows, mask, ctx.is_causal, ctx.scale, output, total
     )
     return *grads, None, None, None, None
 
