@@ -1,1 +1,1 @@
-"""Timings of antefix beside the bare base model and PEFT, all in one run."""
+"""What a prefix costs: antefix beside the bare base model and PEFT, all in one run."""

@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks --help`."""
+"""Measure what a prefix costs: `python -m benchmarks` writes figures, a table and plots; `--help` has its options."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,44 +14,79 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.scenarios import SCENARIOS
-from benchmarks.timing import interleave
+from benchmarks.floor import measure_speed
+from benchmarks.growth import GROWTHS, grow
+from benchmarks.measure import interleave, keep_freed_memory, peak_bytes
+from benchmarks.report import write_page
+from benchmarks.scenarios import SCENARIOS, Scenario, prefix_bytes
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def main() -> None:
-    """Measure every scenario, print ratios to the bare base, and write JSON."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures to")
+    """Measure every scenario and every growth, write them as JSON, and write the page anew from all results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds a scenario (default: 7)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--only", default="", help="run only scenarios whose name contains this")
+    parser.add_argument("--only", help="measure only scenarios whose name contains this, and write nothing")
+    parser.add_argument(
+        "--page", action="store_true", help="write the page from results that are there, measure nothing"
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    results = []
-    for scenario in SCENARIOS:
-        if arguments.only not in scenario.name:
-            continue
-        timings = interleave(scenario.build(), arguments.rounds)
-        base = timings["base"]["median_s"]
-        ratios = {name: round(timing["median_s"] / base, 3) for name, timing in timings.items()}
-        results.append({"scenario": scenario.name, "timings": timings, "ratio_to_base": ratios})
-        print(f"{scenario.name:44}", "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(environment(arguments.threads) | {"results": results}, indent=2) + "\n")
+    if not arguments.page:
+        torch.set_num_threads(arguments.threads)
+        transformers.logging.set_verbosity_error()
+        keep_freed_memory()
+        chosen = [scenario for scenario in SCENARIOS if (arguments.only or "") in scenario.name]
+        results = [measure(scenario, arguments.rounds) for scenario in chosen]
+        if arguments.only:
+            return
+        speed = measure_speed()
+        found = {
+            "environment": environment(arguments.threads),
+            "speed": asdict(speed),
+            "results": results,
+            "bytes_held": {"batch": 16, "num_virtual_tokens": 1024, **prefix_bytes(16, 1024)},
+            "growth": {growth.name: grow(growth, speed) for growth in GROWTHS},
+        }
+        RESULTS.mkdir(exist_ok=True)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_page(PAGE, RESULTS)
+
+
+def measure(scenario: Scenario, rounds: int) -> dict[str, Any]:
+    """Return what each peer needs, in seconds or bytes."""
+    calls = scenario.build()
+    if scenario.measure == "memory":
+        found: dict[str, Any] = {name: {"median": peak_bytes(call)} for name, call in calls.items()}
+    else:
+        timings = interleave(calls, rounds)
+        found = {name: {part.removesuffix("_s"): s for part, s in timing.items()} for name, timing in timings.items()}
+    print(
+        f"{scenario.name:62}", "  ".join(f"{name} {value['median']:.4g}" for name, value in found.items()), flush=True
+    )
+    return {"scenario": scenario.name, "measured": found}
 
 
 def environment(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: versions, processor, threads, commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    on_gpu = torch.cuda.is_available()
     return {
         "versions": {name: version(name) for name in ("antefix", "torch", "transformers", "peft")},
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "processor": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "dtype": "bf16" if on_gpu else "fp32",
         "threads": threads,
-        "commit": commit,
+        "commit": commit.stdout.strip(),
     }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,124 +1,154 @@
-"""What is timed: training steps and generation on an 8-layer Llama, bare, with PEFT's prefix and with antefix's.
-
-Both hold the same numbers, and their outputs are compared before anything is timed.
-"""
+"""What is measured: training steps, generation, mixed batches, switching, each as one call a peer."""
 
 from __future__ import annotations
 
-import copy
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
 
-import antefix
+from benchmarks.measure import Call
+from benchmarks.peers import Peers, build, draw_ids
 
-VOCAB_SIZE = 4096
-Call = Callable[[], object]
+Calls = dict[str, Call]
+PROMPT = 16
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One piece of work, and the function that builds its calls by peer."""
+    """One piece of work: how its calls are built, what is measured, and the most that antefix may need.
+
+    `target` is in proportion to the bare base, `target_to_peft` in proportion to PEFT, `target_s` in seconds.
+    """
 
     name: str
-    build: Callable[[], dict[str, Call]]
+    build: Callable[[], Calls]
+    measure: str = "time"
+    target: float | None = None
+    target_to_peft: float | None = None
+    target_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Peers:
-    """The same base three times: bare, with PEFT's prefix, with antefix's."""
-
-    base: LlamaForCausalLM
-    peft: PeftModel
-    attached: LlamaForCausalLM
-
-
-def training_step(batch: int, length: int, num_virtual_tokens: int) -> dict[str, Call]:
+def training_step(
+    batch: int, length: int, num_virtual_tokens: int, hidden: int | None = None, checkpointing: bool = False
+) -> Calls:
     """Forward and backward; the bare base propagates down to its embeddings, as a prefix makes it do."""
-    peers = build_peers(num_virtual_tokens)
+    peers = build(num_virtual_tokens, encoder_hidden_size=hidden)
     ids = draw_ids(batch, length)
-
-    def prefixed(model: torch.nn.Module) -> None:
-        model(input_ids=ids, labels=ids, use_cache=False if model is peers.attached else None).loss.backward()
+    for model in (peers.base, peers.peft, peers.attached):
+        model.train()
+        if checkpointing and model is not peers.peft:
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def bare() -> None:
         embedded = peers.base.get_input_embeddings()(ids).detach().requires_grad_()
         peers.base(inputs_embeds=embedded, labels=ids, use_cache=False).loss.backward()
 
-    for model in (peers.peft, peers.attached):
-        model.train()
+    def theirs() -> None:
+        peers.peft(input_ids=ids, labels=ids).loss.backward()
+
+    def ours() -> None:
+        peers.attached(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    return {"base": bare, "antefix": ours} | ({} if checkpointing else {"peft": theirs})
+
+
+def generation(batch: int, num_virtual_tokens: int, num_new: int = 32) -> Calls:
+    """Greedy generation with one prefix for all rows."""
+    peers = build(num_virtual_tokens)
+    ids = draw_ids(batch, PROMPT)
+    models = {"base": peers.base, "peft": peers.peft, "antefix": peers.attached}
+    return {name: functools.partial(_generate, model, ids, num_new) for name, model in models.items()}
+
+
+def mixed_batch(num_prefixes: int, num_virtual_tokens: int, num_new: int = 32, rows: int | None = None) -> Calls:
+    """One request for each of many prefixes: a call each for PEFT, one batch for antefix."""
+    peers = build(num_virtual_tokens, num_prefixes)
+    names = [f"p{number % num_prefixes}" for number in range(rows or num_prefixes)]
+    ids = draw_ids(len(names), PROMPT)
+
+    def theirs() -> None:
+        for row, name in enumerate(names):
+            peers.peft.set_adapter(name)
+            _generate(peers.peft, ids[row : row + 1], num_new)
+
+    def ours() -> None:
+        with peers.bank.use(names):
+            _generate(peers.attached, ids, num_new)
+
+    return {"base": functools.partial(_generate, peers.base, ids, num_new), "peft": theirs, "antefix": ours}
+
+
+def switching() -> Calls:
+    """Make another prefix the active one."""
+    peers = build(128, num_prefixes=2)
+    names = itertools.cycle(("p0", "p1"))
     return {
-        "base": bare,
-        "peft": functools.partial(prefixed, peers.peft),
-        "antefix": functools.partial(prefixed, peers.attached),
+        "peft": lambda: peers.peft.set_adapter(next(names)),
+        "antefix": lambda: peers.bank.activate(next(names)),
     }
 
 
-def generation(batch: int, num_virtual_tokens: int) -> dict[str, Call]:
-    """Greedy generation of 32 tokens from 16."""
-    peers = build_peers(num_virtual_tokens)
-    ids = draw_ids(batch, 16)
-
-    def generate(model: LlamaForCausalLM) -> torch.Tensor:
-        return model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=0
-        )
-
-    return {
-        "base": functools.partial(generate, peers.base),
-        "peft": functools.partial(generate, peers.peft),
-        "antefix": functools.partial(generate, peers.attached),
-    }
+def prefix_bytes(batch: int, num_virtual_tokens: int) -> dict[str, int]:
+    """Return how many bytes of prefix keys and values each peer holds while it generates for a batch."""
+    peers: Peers = build(num_virtual_tokens)
+    cache = peers.peft.get_prompt(batch_size=batch)
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    prefix = peers.bank.prefix("p0")
+    ours = sum(part.nbytes for parts in (prefix.keys, prefix.values) for part in parts.values())
+    return {"peft": held, "antefix": ours}
 
 
-def build_peers(num_virtual_tokens: int) -> Peers:
-    """Build the three and check that PEFT and antefix compute the same."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=8192,
-        eos_token_id=None,
-        pad_token_id=0,
+def _generate(model: torch.nn.Module, ids: Tensor, num_new: int) -> Tensor:
+    answer: Tensor = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, do_sample=False, pad_token_id=0
     )
-    base = LlamaForCausalLM(config).eval()
-    base.requires_grad_(False)
-    attached = copy.deepcopy(base)
-    peft = get_peft_model(
-        copy.deepcopy(base), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
-    ).eval()
-    bank = antefix.attach(attached)
-    bank.add("peer", antefix.PrefixConfig(num_virtual_tokens, init="zero"))
-    with torch.no_grad():
-        flat = peft.prompt_encoder["default"].embedding.weight
-        attached.antefix_prefixes[0].embedding.weight.copy_(flat)
-        ids = draw_ids(2, 8)
-        difference = (peft(input_ids=ids).logits - attached(input_ids=ids).logits).abs().max().item()
-    if difference > 1e-4:
-        raise RuntimeError(f"PEFT and antefix differ by {difference} before timing")
-    return Peers(base, peft, attached)
+    return answer
 
 
-def draw_ids(batch: int, length: int) -> torch.Tensor:
-    """Draw token ids, always the same."""
-    return torch.randint(1, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(1))
+def _step(tokens: int, target: float) -> Scenario:
+    return Scenario(
+        f"training step, B=8 T=128 P={tokens}", functools.partial(training_step, 8, 128, tokens), target=target
+    )
 
 
-SCENARIOS = [
-    *(
-        Scenario(f"training step, B=8 T=128 P={tokens}", functools.partial(training_step, 8, 128, tokens))
-        for tokens in (16, 128, 512)
+def _generation(batch: int, tokens: int, target: float, to_peft: float | None = None) -> Scenario:
+    return Scenario(
+        f"generate 32 tokens, B={batch} P={tokens}",
+        functools.partial(generation, batch, tokens),
+        target=target,
+        target_to_peft=to_peft,
+    )
+
+
+SCENARIOS = (
+    _step(16, 1.05),
+    _step(128, 1.08),
+    _step(512, 1.18),
+    Scenario(
+        "training step, B=8 T=128 P=512, MLP 512", functools.partial(training_step, 8, 128, 512, 512), target=1.25
     ),
-    *(
-        Scenario(f"generate 32 tokens, B={batch} P={tokens}", functools.partial(generation, batch, tokens))
-        for batch, tokens in ((1, 128), (8, 128), (16, 1024))
+    _generation(1, 128, 1.06),
+    _generation(8, 128, 1.08),
+    _generation(16, 1024, 1.20),
+    _generation(16, 4096, 1.5, to_peft=1 / 12),
+    Scenario(
+        "16 requests over 16 prefixes of P=128, 32 tokens",
+        functools.partial(mixed_batch, 16, 128),
+        target_to_peft=1 / 8,
     ),
-]
+    Scenario("make another prefix active", switching, target_s=1e-3),
+    Scenario(
+        "peak memory, checkpointed training step, B=1 T=1024 P=128",
+        functools.partial(training_step, 1, 1024, 128, None, True),
+        measure="memory",
+        target=1.05,
+    ),
+    Scenario(
+        "peak memory, training step, B=8 T=128 P=512", functools.partial(training_step, 8, 128, 512), measure="memory"
+    ),
+    Scenario("peak memory, generate 32 tokens, B=16 P=1024", functools.partial(generation, 16, 1024), measure="memory"),
+)

@@ -20,6 +20,7 @@ from antefix.encoder import PrefixEncoder
 from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
 from antefix.heads import Heads
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
+from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.sites import KINDS, Site, sites_and_cut_off, stack_path
 from antefix.stack import Selection, Stack, names_of
@@ -29,14 +30,20 @@ MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""
 
 
-def attach(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None) -> PrefixBank:
+def attach(
+    model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None, max_resident_prefixes: int = 64
+) -> PrefixBank:
     """Open every attention of a model to prefixes and return their bank; the model itself stays as it is.
 
+    Frozen prefixes stay on the CPU in the dtype they have; where attention needs another device or dtype, at most
+    `max_resident_prefixes` have a copy there, the most recently used ones.
     Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
     """
     if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
-    return PrefixBank(model, *sites_and_cut_off(model, example_inputs))
+    if max_resident_prefixes < 1:
+        raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")
+    return PrefixBank(model, *sites_and_cut_off(model, example_inputs), Placement(max_resident_prefixes))
 
 
 class PrefixBank:
@@ -46,12 +53,15 @@ class PrefixBank:
     the bare base model) for each row. Rows that `generate` multiplies for beams keep the choice of their row.
     """
 
-    def __init__(self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str], placement: Placement
+    ) -> None:
         self.model = model
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
         self._prefixes: dict[str, Prefix | list[PrefixEncoder]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
+        self._placement = placement
         self._trainable = nn.ModuleList()
         self._frozen_base: list[nn.Parameter] = []
         self._default: Selection = None
@@ -91,7 +101,7 @@ class PrefixBank:
             source.check_fits(self.sites, self.fingerprint)
             self._check_length(source.sites, source.num_virtual_tokens)
             self._heads.load(name, source.modules)
-            self._prefixes[name] = source.to(self.model.device)
+            self._prefixes[name] = source.to(torch.device("cpu"))
             self._metadata[name] = {**source.metadata, **(metadata or {})}
             return
         config = source or PrefixConfig()
@@ -115,7 +125,7 @@ class PrefixBank:
         held = self._get(name)
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
-            return Prefix(held.sites, held.keys, held.values, metadata, held.modules).to(torch.device("cpu"))
+            return Prefix(held.sites, held.keys, held.values, metadata, held.modules)
         with torch.no_grad():
             made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
         return Prefix(
@@ -132,6 +142,7 @@ class PrefixBank:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
         held = self._get(name)
         del self._prefixes[name], self._metadata[name]
+        self._placement.drop(name)
         heads = self._heads.remove(name)
         if not isinstance(held, Prefix):
             self._trainable = nn.ModuleList(part for part in self._trainable if part not in [*held, *heads])
@@ -193,15 +204,13 @@ class PrefixBank:
             stacks[path] = Stack(module, sites, self.selection, self._materialize, carrier)
         return stacks
 
-    def _materialize(self, name: str, sites: Sequence[Site]) -> KeysAndValues:
+    def _materialize(self, name: str, sites: Sequence[Site], cache: Any) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
         held = self._get(name)
-        paths = {site.path for site in sites}
         if isinstance(held, Prefix):
-            return {path: (held.keys[path], held.values[path]) for path in held.keys if path in paths}
-        encoders = [encoder for encoder in held if any(site.path in paths for site in encoder.sites)]
-        made = {path: pair for encoder in encoders for path, pair in encoder.keys_and_values().items()}
-        return {path: pair for path, pair in made.items() if path in paths}
+            return self._placement.frozen(name, held)
+        needed = [encoder for encoder in held if not set(encoder.sites).isdisjoint(sites)]
+        return {path: pair for encoder in needed for path, pair in self._placement.made(encoder, cache).items()}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -218,7 +227,8 @@ class PrefixBank:
         elif config.reparameterization is None:
             initial = random_prefix(sites, config.num_virtual_tokens)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        return [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
+        encoders = [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
+        return [encoder.train(self.model.training) for encoder in encoders]
 
     def _check_length(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
         """Say before training, not in the middle of it, that a model has too few positions."""

@@ -6,7 +6,7 @@ and a two-layer network that makes them and is thrown away after training (`mlp`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -54,16 +54,17 @@ class PrefixEncoder(nn.Module):
         self, tokens: Int[torch.Tensor, "*batch token"] | None = None
     ) -> Float[torch.Tensor, "*batch token width"]:
         """Return the flat keys and values of virtual tokens, numbered from 0; by default of all, once."""
+        embedded = self.embedding.weight if tokens is None else self.embedding(tokens)
         if tokens is None:
-            tokens = torch.arange(self.num_virtual_tokens, device=self.embedding.weight.device)
-        flat: torch.Tensor = self.transform(self.embedding(tokens))
+            tokens = torch.arange(self.num_virtual_tokens, device=embedded.device)
+        flat: torch.Tensor = self.transform(embedded)
         if self.start is not None:
             start = self.start[tokens]
             trained = start + flat if isinstance(self.transform, nn.Sequential) else flat
             flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
         return flat
 
-    def keys_and_values(self, dropout: bool = True) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
         Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output.
@@ -80,9 +81,11 @@ def flatten(prefix: Prefix, sites: Sequence[Site]) -> Float[torch.Tensor, "token
 
 def split(
     flat: Float[torch.Tensor, "token width"], sites: Sequence[Site]
-) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Undo `flatten`: return `(key, value)` by site path, as views `(kv_head, token, dim)` of `flat`."""
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Undo `flatten`: return `(key, value)` by site path, `(kv_head, token, dim)`, laid out as attention reads them."""
     dims = [(site.num_key_value_heads, dim) for site in sites for dim in (site.key_dim, site.value_dim)]
     columns = flat.split([heads * dim for heads, dim in dims], dim=1)
-    parts = [column.unflatten(1, shape).transpose(0, 1) for column, shape in zip(columns, dims, strict=True)]
+    parts = [
+        column.unflatten(1, shape).transpose(0, 1).contiguous() for column, shape in zip(columns, dims, strict=True)
+    ]
     return {site.path: (parts[2 * i], parts[2 * i + 1]) for i, site in enumerate(sites)}

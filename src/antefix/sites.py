@@ -135,9 +135,10 @@ def takes_keywords(module: nn.Module) -> bool:
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
-    while config is not None and "antefix_base" in vars(config):
-        config = vars(config)["antefix_base"]
-    return getattr(config, "_attn_implementation", None)
+    while config is not None and "antefix_base" in (own := vars(config)):
+        config = own["antefix_base"]
+    # Not by the property that shows it: reading that takes longer than decoding a token's attention.
+    return None if config is None else vars(config).get("_attn_implementation_internal")
 
 
 def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:

@@ -22,8 +22,8 @@ Selection: TypeAlias = "str | Sequence[str | None] | None"
 class Stack:
     """Watches the forwards of one stack.
 
-    `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites;
-    `carrier` is there if no keyword reaches some of the sites.
+    `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites for
+    a forward with this cache, or with none; `carrier` is there if no keyword reaches some of the sites.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Stack:
         module: PreTrainedModel,
         sites: Sequence[Site],
         selection: Callable[[], Selection],
-        materialize: Callable[[str, Sequence[Site]], KeysAndValues],
+        materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
         carrier: Carrier | None,
     ) -> None:
         self.module = module
@@ -82,7 +82,8 @@ class Stack:
         _refuse_reentrant_checkpointing(self.module)
         batch = _batch_size(inputs)
         names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
-        prefixes = tuple(self.materialize(name, self.sites) for name in used)
+        cache = inputs.get("past_key_values")
+        prefixes = tuple(self.materialize(name, self.sites, cache) for name in used)
         lengths = [self._length(prefix) for prefix in prefixes]
         rows = tuple(-1 if name is None else used.index(name) for name in names)
         relative = None

@@ -10,7 +10,7 @@ gradient, so nothing has to be kept but what any attention keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,6 @@ _SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor[] prefix_keys, Tensor[] prefix_values, int[] rows, Tensor? mask, "
     "bool is_causal, float scale) -> (Tensor, Tensor)"
 )
-
-_MOST_SCORES = 100_000
-"""Scores of prefix tokens up to which a decoding step writes them out, measured on two cores."""
 
 
 def shared_attention(
@@ -45,40 +42,10 @@ def shared_attention(
     token of its prefix.
     """
     keys, values = [key for key, _ in prefixes], [value for _, value in prefixes]
-    arguments = (query, key, value, keys, values, list(rows), mask, is_causal, scale)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        output: Tensor = _operator(*arguments)[0]
-        return output
-    if query.shape[2] == 1 and len(prefixes) == 1 and -1 not in rows and (mask is None or mask.shape[1] == 1):
-        batch, heads = query.shape[:2]
-        if batch * heads * keys[0].shape[1] < _MOST_SCORES:
-            return _decode(query, key, value, keys[0], values[0], mask, scale)
-    return _attend(*arguments)[0]
-
-
-def _decode(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """Attend with one query a row: so few scores that one softmax over all of them is cheaper than two kernels."""
-    batch, heads, _, dim = query.shape
-    kv_heads, tokens = prefix_key.shape[:2]
-    grouped = (query * scale).view(batch, kv_heads, heads // kv_heads, dim)
-    scores = torch.bmm(grouped.flatten(0, 1), key.transpose(2, 3).flatten(0, 1)).view(batch, kv_heads, -1, key.shape[2])
-    if mask is not None:
-        scores = scores + mask
-    of_prefix = torch.bmm(grouped.transpose(0, 1).flatten(1, 2), prefix_key.transpose(1, 2))
-    of_prefix = of_prefix.view(kv_heads, batch, -1, tokens).transpose(0, 1)
-    weights = torch.cat([of_prefix, scores], dim=-1).softmax(-1)
-    part = torch.bmm(weights[..., :tokens].transpose(0, 1).flatten(1, 2), prefix_value)
-    part = part.view(kv_heads, batch, -1, value.shape[3]).transpose(0, 1).flatten(0, 1)
-    output = torch.baddbmm(part, weights[..., tokens:].flatten(0, 1), value.flatten(0, 1))
-    return output.view(batch, heads, 1, value.shape[3])
+    # An operator costs more to call than its kernels take to decode one token; without gradients none is needed.
+    attend = _operator if torch.is_grad_enabled() or torch.compiler.is_compiling() else _attend
+    output: Tensor = attend(query, key, value, keys, values, list(rows), mask, is_causal, scale)[0]
+    return output
 
 
 def _attend(
@@ -94,49 +61,23 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Return the output and its log-sum-exp `(batch, head, query)`."""
     output, total = attend_part(query, key, value, mask, is_causal, scale)
-    for group, (prefix_key, prefix_value) in enumerate(zip(prefix_keys, prefix_values, strict=True)):
-        chosen = _rows_of(group, rows, query)
-        if chosen is None:
-            folded = _fold(query)
-            part, part_total = attend_part(folded, prefix_key[None], prefix_value[None], None, False, scale)
-            output, total = _merge(output, total, _unfold(part, query), _unfold(part_total[..., None], query)[..., 0])
-        elif len(chosen):
-            own = query[chosen]
-            folded = _fold(own)
-            part, part_total = attend_part(folded, prefix_key[None], prefix_value[None], None, False, scale)
-            merged = _merge(
-                output[chosen], total[chosen], _unfold(part, own), _unfold(part_total[..., None], own)[..., 0]
-            )
-            output, total = output.index_copy(0, chosen, merged[0]), total.index_copy(0, chosen, merged[1])
-    return _query_by_query(output), _query_by_query(total)
+    heads = key.shape[1]
 
+    def attend_prefix(own: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        folded, unfold = _fold(own, heads)
+        part, part_total = attend_part(folded, prefix_keys[group][None], prefix_values[group][None], None, False, scale)
+        return unfold(part), unfold(part_total[..., None])[..., 0]
 
-def _query_by_query(tensor: Tensor) -> Tensor:
-    """Lay `(batch, head, query, ...)` out with all heads of a query together, as a layer goes on with them."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _rows_of(group: int, rows: Sequence[int], like: Tensor) -> Tensor | None:
-    """Return the numbers of the rows of a group, None for all."""
-    chosen = [number for number, owner in enumerate(rows) if owner == group]
-    return None if len(chosen) == len(rows) else torch.tensor(chosen, dtype=torch.long, device=like.device)
-
-
-def _fold(tensor: Tensor) -> Tensor:
-    """Lay the queries of all rows end to end, `(1, head, row * query, dim)`: a view where queries lie one by one."""
-    return tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
-
-
-def _unfold(folded: Tensor, like: Tensor) -> Tensor:
-    """Undo `_fold` for something of the rows and queries of `like`."""
-    unfolded: Tensor = folded[0].transpose(0, 1).unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
-    return unfolded
-
-
-def _merge(output: Tensor, total: Tensor, other: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:
-    """Weigh two parts of one softmax by their log-sum-exp."""
-    weight = torch.sigmoid(other_total - total)[..., None].to(output.dtype)
-    return torch.lerp(output, other, weight), torch.logaddexp(total, other_total)
+    if _is_one_group(rows, prefix_keys):
+        part, part_total = attend_prefix(query, 0)
+    else:
+        order, groups = _by_group(rows)
+        ordered = query[order]
+        parts = [_nothing(ordered[own], value) if group < 0 else attend_prefix(ordered[own], group)
+                 for group, own in groups]  # fmt: skip
+        part, part_total = (torch.cat(of_groups)[_inverse(order)] for of_groups in zip(*parts, strict=True))
+    weight = torch.sigmoid(part_total - total)[..., None].to(output.dtype)
+    return torch.lerp(output, part, weight), torch.logaddexp(total, part_total)
 
 
 def _differentiate(
@@ -152,29 +93,82 @@ def _differentiate(
     scale: float,
     output: Tensor,
     total: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradients of query, key, value, prefix keys and prefix values."""
+    of_sequence: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
+    """Return the gradients of query, key and value, None unless `of_sequence`, and those of the prefixes."""
+    grad_keys, grad_values = ([torch.zeros_like(part) for part in parts] for parts in (prefix_keys, prefix_values))
+    heads = key.shape[1]
+
+    def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
+        (own_grad, _), (own_query, unfold), (own_output, _), (own_total, _) = (_fold(part, heads) for part in own)
+        share, grad_keys[group], grad_values[group] = (part[0] for part in differentiate_part(
+            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total[..., 0],
+            None, False, scale,
+        ))  # fmt: skip
+        return unfold(share[None])
+
+    whole = (grad, query, output, total[..., None])
+    if _is_one_group(rows, prefix_keys):
+        share = differentiate_prefix(0, *whole)
+    else:
+        order, groups = _by_group(rows)
+        ordered = [part[order] for part in whole]
+        shares = [torch.zeros_like(ordered[1][own]) if group < 0 else
+                  differentiate_prefix(group, *(part[own] for part in ordered))
+                  for group, own in groups]  # fmt: skip
+        share = torch.cat(shares)[_inverse(order)]
+    if not of_sequence:  # nothing below trains, as in the first layer of a frozen base
+        return None, None, None, grad_keys, grad_values
     grad_query, grad_key, grad_value = differentiate_part(
         grad, query, key, value, output, total, mask, is_causal, scale
     )
-    grad_keys, grad_values = [], []
-    for group, (prefix_key, prefix_value) in enumerate(zip(prefix_keys, prefix_values, strict=True)):
-        chosen = _rows_of(group, rows, query)
-        if chosen is not None and not len(chosen):
-            grad_keys.append(torch.zeros_like(prefix_key))
-            grad_values.append(torch.zeros_like(prefix_value))
-            continue
-        parts = [part if chosen is None else part[chosen] for part in (grad, query, output, total[..., None])]
-        folded_grad, folded_query, folded_output, folded_total = (_fold(part) for part in parts)
-        share, of_key, of_value = differentiate_part(
-            folded_grad, folded_query, prefix_key[None], prefix_value[None], folded_output, folded_total[..., 0],
-            None, False, scale,
-        )  # fmt: skip
-        share = _unfold(share, parts[1])
-        grad_query = grad_query + share if chosen is None else grad_query.index_add(0, chosen, share)
-        grad_keys.append(of_key[0])
-        grad_values.append(of_value[0])
-    return grad_query, grad_key, grad_value, grad_keys, grad_values
+    return grad_query + share, grad_key, grad_value, grad_keys, grad_values
+
+
+def _is_one_group(rows: Sequence[int], prefixes: Sequence[Tensor]) -> bool:
+    return len(prefixes) == 1 and -1 not in rows
+
+
+def _by_group(rows: Sequence[int]) -> tuple[list[int], list[tuple[int, slice]]]:
+    """Return the rows in an order that keeps groups together, and each group with its place in that order."""
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    groups, start = [], 0
+    for group in dict.fromkeys(rows[row] for row in order):
+        stop = start + list(rows).count(group)
+        groups.append((group, slice(start, stop)))
+        start = stop
+    return order, groups
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what attention over no keys comes to: no output, of no weight."""
+    output = query.new_zeros(*query.shape[:3], value.shape[3])
+    return output, query.new_full(query.shape[:3], float("-inf"), dtype=_total_dtype(query))
+
+
+def _total_dtype(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)
+
+
+def _fold(tensor: Tensor, num_key_value_heads: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Lay all rows end to end, `(1, head, row * query, dim)`, and return that with the function that undoes it.
+
+    One query a row is too few for a kernel: there the query heads of a key/value head are laid end to end as well. More
+    queries stay as they are, which is a view where they lie one by one.
+    """
+    rows, heads, queries, _ = tensor.shape
+    if queries > 1:
+        folded = tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+        return folded, lambda part: part[0].transpose(0, 1).unflatten(0, (rows, queries)).transpose(1, 2)
+    grouped = tensor.unflatten(1, (num_key_value_heads, heads // num_key_value_heads))
+    return (
+        grouped.transpose(0, 1).flatten(1, 3)[None],
+        lambda part: part[0].unflatten(1, (rows, -1, 1)).transpose(0, 1).flatten(1, 2),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -185,30 +179,27 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     query, key, value, mask, output, total, *prefixes = ctx.saved_tensors
     half = len(prefixes) // 2
-    keys, values = prefixes[:half], prefixes[half:]
+    of_sequence = any(ctx.needs_input_grad[:3])
     grads = _differentiate(
-        grad, query, key, value, keys, values, ctx.rows, mask, ctx.is_causal, ctx.scale, output, total
-    )
+        grad, query, key, value, prefixes[:half], prefixes[half:], ctx.rows, mask, ctx.is_causal, ctx.scale, output,
+        total, of_sequence,
+    )  # fmt: skip
     return *grads, None, None, None, None
 
 
-_operator = torch.library.custom_op("antefix::shared_attention", _attend, mutates_args=(), schema=_SCHEMA)
+def _attend_laid_out(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Do what `_attend` does, with all heads of a query together in memory, as `_shapes` promises."""
+    output, total = _attend(query, *rest)
+    return tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in (output, total))  # type: ignore[return-value]
+
+
+_operator = torch.library.custom_op("antefix::shared_attention", _attend_laid_out, mutates_args=(), schema=_SCHEMA)
 _operator.register_autograd(_backward, setup_context=_keep)
 
 
 @_operator.register_fake
-def _shapes(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_keys: Sequence[Tensor],
-    prefix_values: Sequence[Tensor],
-    rows: Sequence[int],
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
     output = query.new_empty(batch, queries, heads, value.shape[3])
-    total = query.new_empty(batch, queries, heads, dtype=torch.promote_types(query.dtype, torch.float32))
+    total = query.new_empty(batch, queries, heads, dtype=_total_dtype(query))
     return output.transpose(1, 2), total.transpose(1, 2)

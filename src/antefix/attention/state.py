@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,41 +12,41 @@ from torch import Tensor, nn
 from antefix.errors import UnsupportedModelError
 from antefix.shapes import Float, Int
 
-KeysAndValues = Mapping[str, tuple[Tensor, Tensor]]
+KeysAndValues: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+"""Keys and values `(kv_head, token, dim)` by site path."""
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
-    `rows` numbers a prefix for each row, -1 for none; an empty `rows` means that no row has one. `relative_positions`
-    tells where the queries stand, for models with a learned bias by distance.
+    `rows` numbers a prefix for each row, -1 for none; some row uses each prefix. `relative_positions` tells where the
+    queries stand, for models with a learned bias by distance.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
     rows: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
 
-    def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[int]] | None:
+    def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Sequence[int]] | None:
         """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.
 
         Rows that use none have -1. None where no row has a prefix at this site. Raises `UnsupportedModelError` where
         rows differ in their prefixes, but are not the rows of the attention.
         """
-        present = [number for number in dict.fromkeys(self.rows) if number >= 0 and path in self.prefixes[number]]
+        present = [number for number, prefix in enumerate(self.prefixes) if path in prefix]
         if not present:
             return None
-        pairs = [self.prefixes[number][path] for number in present]
-        rows = [present.index(number) if number in present else -1 for number in self.rows]
-        cast = [(key.to(like.device, like.dtype), value.to(like.device, like.dtype)) for key, value in pairs]
-        return cast, self._for_attention(rows, path, like.shape[0])
+        rows = self.rows
+        if len(present) < len(self.prefixes):
+            rows = tuple(present.index(number) if number in present else -1 for number in rows)
+        pairs = [_brought(self.prefixes[number], path, like) for number in present]
+        return pairs, rows if len(rows) == like.shape[0] else self._for_attention(rows, path, like.shape[0])
 
-    def _for_attention(self, rows: list[int], path: str, batch: int) -> list[int]:
+    def _for_attention(self, rows: Sequence[int], path: str, batch: int) -> Sequence[int]:
         """Return the choices of the rows that the attention sees; a tower may see other rows than its model."""
-        if len(rows) == batch:
-            return rows
         if len(set(rows)) == 1:
-            return rows[:1] * batch
+            return [rows[0]] * batch
         raise UnsupportedModelError(
             f"the attention at '{path}' gets {batch} rows of a batch of {len(rows)}, so it cannot tell whose prefix is "
             "whose; use one prefix for all rows."
@@ -91,6 +92,18 @@ class RelativePositions:
 
 NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
+
+
+def _brought(prefix: KeysAndValues, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return key and value of a site in the device and dtype of its attention; of a frozen prefix, bring them once."""
+    pair = prefix[path]
+    if pair[0].dtype == like.dtype and pair[0].device == like.device:
+        return pair
+    if pair[0].requires_grad or torch.compiler.is_compiling():
+        return pair[0].to(like.device, like.dtype), pair[1].to(like.device, like.dtype)
+    with torch.inference_mode(False):  # what is kept may be of use to a training step, too
+        prefix[path] = pair = (pair[0].to(like.device, like.dtype), pair[1].to(like.device, like.dtype))
+    return pair
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:

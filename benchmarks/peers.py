@@ -1,0 +1,96 @@
+"""The peers: one base three times, bare, with PEFT's prefixes and with antefix's, which hold the same numbers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import antefix
+
+_COMMON = {"eos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 16384}
+SMALL = LlamaConfig(
+    vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+    num_key_value_heads=4, **_COMMON,
+)  # fmt: skip
+"""What a CPU is measured on, in fp32."""
+BILLION = LlamaConfig(
+    vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+    num_key_value_heads=4, **_COMMON,
+)  # fmt: skip
+"""What a GPU is measured on, in bf16: the shape of TinyLlama, with random weights."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""How far PEFT's logits and antefix's, both about 1, may lie apart: rounding in another order."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The same base three times."""
+
+    base: LlamaForCausalLM
+    peft: PeftModel
+    attached: LlamaForCausalLM
+    bank: antefix.PrefixBank
+
+
+def setting() -> tuple[LlamaConfig, torch.device, torch.dtype]:
+    """Return the model's shape, device and dtype: those of a GPU where there is one."""
+    if torch.cuda.is_available():
+        return BILLION, torch.device("cuda"), torch.bfloat16
+    return SMALL, torch.device("cpu"), torch.float32
+
+
+def build(num_virtual_tokens: int, num_prefixes: int = 1, encoder_hidden_size: int | None = None) -> Peers:
+    """Build the three, with prefixes `p0`, `p1` ..., and check that PEFT and antefix compute the same with each.
+
+    With `encoder_hidden_size` the prefix is trained through the paper's MLP.
+    """
+    config, device, dtype = setting()
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
+    attached = copy.deepcopy(base)
+    settings: dict[str, Any] = {}
+    if encoder_hidden_size is not None:
+        settings = {"prefix_projection": True, "encoder_hidden_size": encoder_hidden_size}
+    theirs = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens, **settings)
+    peft = get_peft_model(copy.deepcopy(base), theirs, adapter_name="p0")
+    for number in range(1, num_prefixes):
+        peft.add_adapter(f"p{number}", theirs)
+    bank = antefix.attach(attached)
+    for number in range(num_prefixes):
+        _copy_prefix(peft, bank, f"p{number}", num_virtual_tokens, encoder_hidden_size)
+        _check(peft, attached, f"p{number}", dtype)
+    peft.set_adapter("p0")
+    bank.activate("p0")
+    return Peers(base, peft.eval(), attached, bank)
+
+
+def draw_ids(batch: int, length: int) -> Tensor:
+    """Draw token ids, always the same."""
+    config, device, _ = setting()
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, config.vocab_size, (batch, length), generator=generator).to(device)
+
+
+def _copy_prefix(peft: PeftModel, bank: antefix.PrefixBank, name: str, tokens: int, hidden: int | None) -> None:
+    """Give antefix the numbers of PEFT's prefix."""
+    settings: dict[str, Any] = {} if hidden is None else {"reparameterization": "mlp", "encoder_hidden_size": hidden}
+    bank.add(name, antefix.PrefixConfig(tokens, init="random", **settings))
+    ours, theirs = bank.model.antefix_prefixes[-1], peft.prompt_encoder[name]
+    ours.embedding.load_state_dict(theirs.embedding.state_dict())
+    if hidden is not None:
+        ours.transform.load_state_dict(theirs.transform.state_dict())
+
+
+def _check(peft: PeftModel, attached: LlamaForCausalLM, name: str, dtype: torch.dtype) -> None:
+    peft.eval().set_adapter(name)
+    ids = draw_ids(2, 8)
+    with torch.no_grad():
+        difference = (peft(input_ids=ids).logits - attached(input_ids=ids).logits).abs().max().item()
+    if difference > TOLERANCE[dtype]:
+        raise RuntimeError(f"PEFT and antefix differ by {difference} in their logits before timing")

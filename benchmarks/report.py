@@ -1,0 +1,160 @@
+"""The page of figures and its plots, written from the JSON of the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.floor import Speed, generation_floor, training_floor
+from benchmarks.growth import GROWTHS, NUM_NEW
+from benchmarks.scenarios import PROMPT, SCENARIOS, Scenario
+
+STYLES = {
+    "peft": {"color": "#d55e00", "marker": "s", "label": "PEFT"},
+    "antefix": {"color": "#0072b2", "marker": "o", "label": "antefix"},
+    "base": {"color": "#000000", "marker": "", "linestyle": ":", "label": "bare base"},
+    "floor": {"color": "#009e73", "marker": "", "linestyle": "--", "label": "arithmetic floor"},
+}
+"""Colours that colour-blind readers tell apart (Okabe & Ito 2008), and marks that print keeps apart."""
+
+
+def write_page(page: Path, results: Path) -> None:
+    """Write the tables and plots of every run whose JSON is in a folder."""
+    parts = [_INTRODUCTION]
+    for name, title in (("cpu", "On a CPU"), ("cuda", "On a GPU")):
+        file = results / f"{name}.json"
+        parts.append(f"## {title}")
+        if not file.is_file():
+            parts.append("Not measured.")
+            continue
+        found = json.loads(file.read_text())
+        parts += [_environment(found), _table(found), _misses(found), _bytes(found)]
+        for growth in GROWTHS:
+            picture = page.parent / "images" / f"{name}-{growth.name}.png"
+            picture.parent.mkdir(exist_ok=True)
+            _plot(found["growth"][growth.name], growth.label, picture)
+            parts.append(f"![Seconds to generate {NUM_NEW} tokens, by {growth.label}](images/{picture.name})")
+    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
+_INTRODUCTION = """# What a prefix costs
+
+Written by `make bench`. One base model three times, bare, with PEFT's prefix and with antefix's, which hold the same
+numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the same
+threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates down to
+its embeddings, as a prefix makes it do. PEFT means its prefix tuning. The library `adapters` is not among the peers: its
+newest release wants an older Transformers."""
+
+
+def _environment(found: dict[str, Any]) -> str:
+    of = found["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
+    return (
+        f"{of['processor']}, {of['threads']} threads, {of['dtype']}; {versions}; Python {of['python']}; commit "
+        f"{of['commit']}. A large product ran at {found['speed']['flops'] / 1e9:,.0f} GFLOP/s, reading at "
+        f"{found['speed']['bytes'] / 1e9:,.0f} GB/s."
+    )
+
+
+def _table(found: dict[str, Any]) -> str:
+    """Return what each peer needs in proportion to the bare base, beside the target and the floor."""
+    lines = ["| work | bare base | PEFT | antefix | floor | target |", "| --- | --- | --- | --- | --- | --- |"]
+    for scenario, measured in _pairs(found):
+        ours = measured["antefix"]["median"]
+        cells = [scenario.name, _absolute(scenario, measured.get("base"))]
+        for peer in ("peft", "antefix"):
+            cells.append(_cell(scenario, measured, peer))
+        floor = _floor(scenario, measured, found)
+        cells.append(f"{floor:.2f}" if floor else "")
+        cells.append(_target(scenario, ours, measured))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Below the bare base stand ratios to it; in brackets the spread from least to most."])
+
+
+def _cell(scenario: Scenario, measured: dict[str, Any], peer: str) -> str:
+    if peer not in measured:
+        return "refuses"
+    if "base" not in measured:
+        return _absolute(scenario, measured[peer])
+    base, own = measured["base"]["median"], measured[peer]
+    spread = f" ({own['min'] / base:.2f}-{own['max'] / base:.2f})" if "min" in own else ""
+    return f"{own['median'] / base:.2f}{spread}"
+
+
+def _absolute(scenario: Scenario, own: dict[str, float] | None) -> str:
+    if own is None:
+        return ""
+    if scenario.measure == "memory":
+        return f"{own['median'] / 2**20:,.0f} MiB"
+    return f"{own['median'] * 1e3:,.3g} ms"
+
+
+def _target(scenario: Scenario, ours: float, measured: dict[str, Any]) -> str:
+    parts = []
+    for target, part, text in (
+        (scenario.target, measured.get("base"), lambda t: f"{t:.2f}"),
+        (scenario.target_to_peft, measured.get("peft"), lambda t: f"PEFT / {1 / t:.0f}"),
+        (scenario.target_s, {"median": 1.0}, lambda t: f"{t * 1e3:.0f} ms"),
+    ):
+        if target is not None and part is not None:
+            parts.append(f"{text(target)}: {'met' if ours / part['median'] <= target else 'missed'}")
+    return ", ".join(parts)
+
+
+def _misses(found: dict[str, Any]) -> str:
+    """Say by how much each missed target is missed, and how much of that no implementation could avoid."""
+    lines = []
+    for scenario, measured in _pairs(found):
+        if scenario.target is None:
+            continue
+        ratio = measured["antefix"]["median"] / measured["base"]["median"]
+        floor = _floor(scenario, measured, found)
+        if ratio > scenario.target:
+            why = f"; the arithmetic alone comes to {floor:.2f} at the speed of a large product" if floor else ""
+            lines.append(f"- {scenario.name}: {ratio:.2f} instead of {scenario.target:.2f}{why}.")
+    return "\n".join(["Missed:", "", *lines]) if lines else ""
+
+
+def _bytes(found: dict[str, Any]) -> str:
+    held = found["bytes_held"]
+    return (
+        f"Keys and values of a prefix of {held['num_virtual_tokens']:,} tokens, held for a batch of {held['batch']}: PEFT "
+        f"{held['peft'] / 2**20:,.0f} MiB, antefix {held['antefix'] / 2**20:,.0f} MiB."
+    )
+
+
+def _floor(scenario: Scenario, measured: dict[str, Any], found: dict[str, Any]) -> float | None:
+    """Return the arithmetic floor in proportion to the bare base, for work whose arithmetic is that of attention."""
+    work = getattr(scenario.build, "func", None)
+    if scenario.measure != "time" or work is None or scenario.target is None:
+        return None
+    speed, base_s, arguments = Speed(**found["speed"]), measured["base"]["median"], scenario.build.args
+    if work.__name__ == "training_step":
+        batch, length, tokens = arguments[:3]
+        return training_floor(speed, base_s, batch * length, tokens) / base_s
+    batch, tokens = arguments
+    return generation_floor(speed, base_s, batch, tokens, PROMPT, 32) / base_s
+
+
+def _pairs(found: dict[str, Any]) -> list[tuple[Scenario, dict[str, Any]]]:
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    return [(by_name[entry["scenario"]], entry["measured"]) for entry in found["results"]]
+
+
+def _plot(points: list[dict[str, float]], label: str, path: Path) -> None:
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for peer, style in STYLES.items():
+        axes.plot([point["value"] for point in points], [point[peer] for point in points], **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = [point["value"] for point in points]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"seconds for {NUM_NEW} tokens")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

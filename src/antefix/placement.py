@@ -1,0 +1,62 @@
+"""`Placement`: the keys and values of prefixes, made and brought to the attention no more often than they must be."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from antefix.attention.state import KeysAndValues
+from antefix.encoder import PrefixEncoder
+from antefix.prefix import Prefix
+
+
+class Placement:
+    """Keeps frozen prefixes where they are used, at most `limit` of them, and what encoders made for a cache."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._placed: OrderedDict[str, KeysAndValues] = OrderedDict()
+        self._lock = threading.Lock()
+        self._made: WeakKeyDictionary[Any, dict[PrefixEncoder, KeysAndValues]] = WeakKeyDictionary()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the frozen prefixes that are kept, the least recently used first."""
+        return list(self._placed)
+
+    def frozen(self, name: str, prefix: Prefix) -> KeysAndValues:
+        """Return the keys and values of a frozen prefix at all its sites, where its last use left them.
+
+        They begin as the prefix's own. Attention replaces them by those in its own device and dtype, so that a prefix
+        is brought over once. The least recently used ones go; when they are used again, they come again.
+        """
+        if torch.compiler.is_compiling():  # a compiled graph takes what is there, but can neither lock nor reorder
+            return self._placed.get(name) or _as_they_are(prefix)
+        with self._lock:
+            placed = self._placed.setdefault(name, _as_they_are(prefix))
+            self._placed.move_to_end(name)
+            while len(self._placed) > self.limit:
+                self._placed.popitem(last=False)
+        return placed
+
+    def made(self, encoder: PrefixEncoder, cache: Any) -> KeysAndValues:
+        """Return what an encoder makes: anew for each forward, or, without gradients, once for a cache that fills."""
+        if cache is None or torch.is_grad_enabled() or encoder.training or torch.compiler.is_compiling():
+            return encoder.keys_and_values()
+        made = self._made.setdefault(cache, {})
+        if encoder not in made or cache.get_seq_length() == 0:
+            made[encoder] = encoder.keys_and_values()
+        return made[encoder]
+
+    def drop(self, name: str) -> None:
+        """Forget a frozen prefix."""
+        with self._lock:
+            self._placed.pop(name, None)
+
+
+def _as_they_are(prefix: Prefix) -> KeysAndValues:
+    return {path: (key, prefix.values[path]) for path, key in prefix.keys.items()}
