@@ -45,7 +45,7 @@ def training_floor(speed: Speed, base_s: float, num_queries: int, num_virtual_to
 def generation_floor(
     speed: Speed, base_s: float, batch: int, num_virtual_tokens: int, prompt: int, num_new: int, num_prefixes: int = 1
 ) -> float:
-    """Return the least seconds of greedy generation: a forward over the prompt, then one for each token but the last."""
+    """Return the least seconds of greedy generation: a forward over the prompt, then one a token but for the last."""
     once = num_prefixes * _prefix_bytes(num_virtual_tokens) / speed.bytes
 
     def step(queries: int) -> float:

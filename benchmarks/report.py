@@ -43,10 +43,10 @@ def write_page(page: Path, results: Path) -> None:
 _INTRODUCTION = """# What a prefix costs
 
 Written by `make bench`. One base model three times, bare, with PEFT's prefix and with antefix's, which hold the same
-numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the same
-threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates down to
-its embeddings, as a prefix makes it do. PEFT means its prefix tuning. The library `adapters` is not among the peers: its
-newest release wants an older Transformers."""
+numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the
+same threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates
+down to its embeddings, as a prefix makes it do. The library `adapters` is not among the peers: its newest release,
+1.3.0, wants Transformers 4.57."""
 
 
 def _environment(found: dict[str, Any]) -> str:
@@ -121,8 +121,8 @@ def _misses(found: dict[str, Any]) -> str:
 def _bytes(found: dict[str, Any]) -> str:
     held = found["bytes_held"]
     return (
-        f"Keys and values of a prefix of {held['num_virtual_tokens']:,} tokens, held for a batch of {held['batch']}: PEFT "
-        f"{held['peft'] / 2**20:,.0f} MiB, antefix {held['antefix'] / 2**20:,.0f} MiB."
+        f"Keys and values of a prefix of {held['num_virtual_tokens']:,} tokens, held for a batch of {held['batch']}: "
+        f"PEFT {held['peft'] / 2**20:,.0f} MiB, antefix {held['antefix'] / 2**20:,.0f} MiB."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -29,27 +30,32 @@ SHARED = Path(os.environ.get("ANTEFIX_SHARED", Path(__file__).parents[2] / "shar
 def build_model(name: str, **settings: object) -> PreTrainedModel:
     """Build a small model in evaluation mode, always with the same weights."""
     torch.manual_seed(1)
-    common = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    common: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    } | settings
     if name == "llama":
         config = LlamaConfig(
             **common, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128, **settings,
+            num_key_value_heads=2, max_position_embeddings=128,
         )  # fmt: skip
         model: PreTrainedModel = LlamaForCausalLM(config)
     elif name == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=3, n_head=4, n_positions=64, **settings))
+        model = GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=3, n_head=4, n_positions=64))
     elif name == "t5":
         # heads * d_kv differs from d_model on purpose, as in Flan-T5.
         config = T5Config(
             **common, d_model=32, d_kv=10, d_ff=48, num_layers=2, num_heads=4,
-            decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=12, **settings,
+            decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=12,
         )  # fmt: skip
         model = T5ForConditionalGeneration(config)
     elif name == "bart":
         config = BartConfig(
             **common, d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
             decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
-            decoder_start_token_id=2, forced_eos_token_id=None, **settings,
+            decoder_start_token_id=2, forced_eos_token_id=None,
         )  # fmt: skip
         model = BartForConditionalGeneration(config)
     else:

@@ -22,7 +22,7 @@ from antefix.heads import Heads
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import KINDS, Site, sites_and_cut_off, stack_path
+from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, stack_path
 from antefix.stack import Selection, Stack, names_of
 from antefix.storage import load_prefix, save_prefix
 
@@ -75,6 +75,16 @@ class PrefixBank:
     def names(self) -> list[str]:
         """The names of the prefixes, in the order they came."""
         return list(self._prefixes)
+
+    @property
+    def limits(self) -> dict[Kind, int]:
+        """How many positions, prefix and sequence together, encoder and decoder have, where there is a limit."""
+        return {
+            site.kind: stack.limit
+            for stack in self._stacks.values()
+            for site in stack.sites
+            if site.kind != "cross" and stack.limit is not None
+        }
 
     def add(
         self,

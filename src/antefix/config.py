@@ -49,6 +49,8 @@ class PrefixConfig:
             raise ConfigError("sites is empty; name at least one of 'encoder', 'decoder' and 'cross'.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if not isinstance(self.init_text, str | None):
+            raise ConfigError(f"init_text is {self.init_text!r}; it must be text.")
         if self.init_text is not None and self.init != "text":
             raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
         if self.num_frozen_tokens is not None:

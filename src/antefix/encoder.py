@@ -18,7 +18,7 @@ from antefix.sites import Site
 
 
 class PrefixEncoder(nn.Module):
-    """Make the keys and values of all sites of one kind from trainable parameters, always kept in fp32.
+    """Make the keys and values of all sites of one kind from trainable parameters, which begin in fp32.
 
     The flat output has one row a virtual token: for each site its key, then its value, heads first. `initial` is the
     prefix to begin at; without one, the parameters are drawn as PyTorch draws them. With the MLP, `initial` is added

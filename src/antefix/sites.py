@@ -262,7 +262,8 @@ def _tiny_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
             "attach(model, example_inputs=batch)."
         )
     config = model.config.get_text_config()
-    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    marks = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
+    special = {token for mark in marks for token in (mark if isinstance(mark, list) else [mark])}
     ordinary = [token for token in range(min(8, config.vocab_size)) if token not in special][:3]
     ids = torch.tensor([ordinary], device=model.device)
     inputs = {"input_ids": ids}

@@ -48,6 +48,12 @@ class Stack:
             module.register_forward_hook(self._after, always_call=True),
         ]
 
+    @property
+    def limit(self) -> int | None:
+        """How many positions the stack has, or was made for; None where it names no number."""
+        made_for = getattr(self.module.config, "max_position_embeddings", None)
+        return min((limit for limit in (made_for, self.positions.limit) if limit is not None), default=None)
+
     def close(self) -> None:
         """Take every hook away."""
         for hook in self.hooks:

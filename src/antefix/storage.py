@@ -25,12 +25,17 @@ VERSION = "1"
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
     """Write a prefix to a file; whoever reads the path meanwhile sees the old file or the new one, never a part.
 
-    Raises `ConfigError` for metadata that JSON cannot hold.
+    Raises `ConfigError` for metadata that JSON cannot hold, `PrefixFormatError` for numbers that are not finite.
     """
     tensors = {name: _copy(tensor) for name, tensor in prefix.modules.items()}
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
             tensors[f"{site.path}.{part}"] = _copy(held[site.path])
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise PrefixFormatError(
+            f"the prefix for '{path}' holds numbers that are not finite, so it was not saved; where training diverged, "
+            "lower the learning rate."
+        )
     try:
         extra = json.dumps(dict(prefix.metadata))
     except (TypeError, ValueError) as error:

@@ -11,9 +11,9 @@ import pytest
 import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
+from antefix.training.base import load_base
 from antefix.training.data import Example
 from antefix.training.evaluation import exact_match
-from antefix.training.run import load_base
 from tests.cli.conftest import Invoke
 
 

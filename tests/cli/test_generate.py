@@ -11,8 +11,8 @@ import torch
 
 import antefix
 from antefix.embedded.records import prompt
+from antefix.training.base import load_base
 from antefix.training.evaluation import answers
-from antefix.training.run import load_base
 from tests.cli.conftest import Invoke, run
 from tests.conftest import build_model
 
@@ -72,6 +72,7 @@ def test_sampling_is_seeded(invoke: Invoke) -> None:
         (["--prompt", "word " * 900], "need more than the 1024 positions"),
         (["--prompt", "x", "--prefix", "{prefix}", "--max-new-tokens", "1015"], r"the prefix \(12 tokens\)"),
         ([], "give either --prompt or --file"),
+        (["--prompt", "x", "--temperature", "1e-40"], "temperature is 1e-40; it must be 0 or at least 0.01"),
         (["--file", "missing.txt"], "missing.txt' cannot be read"),
         (["--file", "{rows}"], "need --template"),
         (["--file", "{rows}", "--template", "{nothing}"], "names the field 'nothing'"),

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
 from PIL import Image
 
 import antefix
+from antefix.embedded import model_path
 from antefix.training import Recipe, train
+from antefix.training.base import load_base
 from antefix.training.evaluation import answers
-from antefix.training.run import load_base
 from tests.cli.conftest import Invoke, command, run
 
 FAST = ("--model", "embedded", "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--epochs", "1")
@@ -88,6 +90,12 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
     empty.write_text("")
     long.write_text(f"{json.dumps({'source': 'a ' * 3000, 'target': 'b'})}\n" * 10)
     base: list[object] = [*FAST, "--data", data]
+    files = {"surrogate": tmp_path / "surrogate.jsonl", "late": tmp_path / "late.jsonl", "text": tmp_path / "text"}
+    files["surrogate"].write_text('{"source": "\\ud800", "target": "b"}\n' * 10)
+    files["late"].write_text('{"source": "a", "target": "b"}\n' * 9 + json.dumps({"source": "a " * 30, "target": "b"}))
+    files["text"].write_text("mine")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: .inf\nprefix: {init_text: 5}\n")
     return {
         "unknown column": ([*base, "--prompt", "{record}"], "names the field 'record', but line 1 of .* has 'source'"),
         "empty data": ([*FAST, "--data", empty], "holds no examples"),
@@ -99,6 +107,23 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
         "no model": ([*base, "--model", tmp_path / "no-model"], "no-model' cannot be loaded"),
         "bad init": ([*base, "--init", "ones"], "init is 'ones'"),
         "prefix too long": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "40"], "has 32 positions"),
+        "no room": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"], "more than the 32 positions"),
+        "no room to score": (
+            [*FAST, "--data", files["late"], "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"],
+            r"the prefix \(4 tokens\).* more than the 32 positions of this model; shorten the example 'a a a",
+        ),
+        "reads both ways": ([*base, "--model", tmp_path / "bert"], "BertLMHeadModel .* reads in both directions"),
+        "half a letter": ([*FAST, "--data", files["surrogate"]], "line 1 of .* holds half a surrogate pair"),
+        "no braces": ([*base, "--answer", "target"], "the answer template 'target' names no field"),
+        "seed": ([*base, "--seed", 2**40], f"seed is {2**40}; it must be at most"),
+        "endless": (
+            [*base[:6], "--data", data, "--recipe", recipe, "--init-text", "a"],
+            "epochs is inf; it must be a number",
+        ),
+        "init text": ([*base, "--recipe", recipe, "--epochs", "1"], "init_text is 5; it must be text"),
+        "no tokenizer": ([*base, "--answer-tokenizer", tmp_path / "none"], "the tokenizer '.*none' cannot be loaded"),
+        "cut weights": ([*base, "--model", tmp_path / "cut"], "cut' cannot be loaded: .*"),
+        "a file": ([*base, "--output", files["text"]], "output is '.*text', which is a file; name a folder"),
         "bloom": ([*base, "--model", tmp_path / "bloom"], "BloomForCausalLM computes its attention itself"),
     }[name]
 
@@ -106,22 +131,14 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
 @pytest.mark.parametrize(
     "name",
     ["unknown column", "empty data", "broken json", "missing data", "too few", "too long", "no data", "no model",
-     "bad init", "prefix too long", "bloom"],
+     "bad init", "prefix too long", "bloom", "no room", "no room to score", "reads both ways", "half a letter",
+     "no braces", "seed", "endless", "init text", "no tokenizer", "cut weights", "a file"],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence_and_writes_nothing(invoke: Invoke, data: Path, tmp_path: Path, name: str) -> None:
-    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
-
-    from antefix.embedded import model_path
-
-    if name in ("bloom", "prefix too long"):
-        tokenizer = AutoTokenizer.from_pretrained(model_path())
-        small = {"vocab_size": len(tokenizer), "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
-        BloomForCausalLM(BloomConfig(**small, hidden_size=32)).save_pretrained(tmp_path / "bloom")
-        GPT2LMHeadModel(GPT2Config(**small, n_embd=32, n_positions=32)).save_pretrained(tmp_path / "gpt2")
-        for folder in ("bloom", "gpt2"):
-            tokenizer.save_pretrained(tmp_path / folder)
     arguments, sentence = _broken(name, tmp_path, data)
-    result = invoke("train", *arguments, "--output", tmp_path / "out")
+    _save_models(tmp_path, {"bloom", "gpt2", "bert", "cut"} & {Path(str(argument)).name for argument in arguments})
+    output = [] if "--output" in arguments else ["--output", tmp_path / "out"]
+    result = invoke("train", *arguments, *output)
     assert result.exit_code == 1, result.output
     assert re.search(f"^error: .*{sentence}", result.stderr, re.MULTILINE), result.stderr
     assert "Traceback" not in result.output
@@ -129,10 +146,42 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(invoke: Invoke, data: Pa
     assert not (tmp_path / "out").exists()
 
 
+def _save_models(folder: Path, names: set[str]) -> None:
+    """Save models that cannot be used: one of another attention, of few positions, of both directions, cut short."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path())
+    tokens = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    size = {"n_layer": 1, "n_head": 4}
+    bert = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    configs = {
+        "bloom": transformers.BloomConfig(**tokens, **size, hidden_size=32),
+        "gpt2": transformers.GPT2Config(**tokens, **size, n_embd=32, n_positions=32),
+        "bert": transformers.BertConfig(**tokens, **bert),
+        "cut": transformers.GPT2Config(**tokens, **size, n_embd=32),
+    }
+    for name in names:
+        transformers.AutoModelForCausalLM.from_config(configs[name]).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    if "cut" in names:
+        weights = folder / "cut" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def test_training_that_diverges_says_so_and_saves_nothing(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke("train", *FAST, "--data", data, "--output", out, "--learning-rate", 1e30)
+    assert result.exit_code == 1, result.output
+    assert re.search(r"^error: .*diverged.* lower (the )?learning.rate", result.stderr, re.MULTILINE)
+    assert not list(out.rglob("*.safetensors"))
+
+
 def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # A shell starts its background jobs with Ctrl-C ignored, these tests may be one, and a child would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    old = out / "checkpoint-99999" / "prefix.safetensors"  # of an earlier run, and none of this one's
+    old.parent.mkdir(parents=True)
+    old.write_text("")
+    os.utime(old, (1, 1))
     process = subprocess.Popen(
         command("train", *FAST, "--epochs", "400", "--data", data, "--output", out, "--num-virtual-tokens", 4),
         stderr=subprocess.PIPE,
@@ -141,7 +190,7 @@ def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None
     )
     try:
         deadline = time.monotonic() + 300
-        while not list(out.glob("checkpoint-*/prefix.safetensors")) and time.monotonic() < deadline:
+        while not set(out.glob("checkpoint-*/prefix.safetensors")) - {old} and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

@@ -141,10 +141,17 @@ def test_a_damaged_header_is_noticed(
 
 def test_numbers_that_are_not_finite_are_noticed(prefix: Prefix, tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
-    prefix.keys["dec.0"][0, 2, 1] = float("nan")
     antefix.save_prefix(prefix, path)
+    whole = path.read_bytes()
+    header, data = read_by_hand(path)
+    write_by_hand(path, header, struct.pack("<f", float("nan")) + data[4:])
     with pytest.raises(antefix.PrefixFormatError, match="not finite"):
         antefix.load_prefix(path)
+    path.write_bytes(whole)
+    prefix.keys["dec.0"][0, 2, 1] = float("inf")
+    with pytest.raises(antefix.PrefixFormatError, match="not finite, so it was not saved"):
+        antefix.save_prefix(prefix, path)
+    assert path.read_bytes() == whole
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_grouped_query_attention_gives_its_key_value_heads() -> None:
     )
 
 
+def test_an_answer_may_end_in_several_ways() -> None:
+    assert len(antefix.discover_sites(build_model("llama", eos_token_id=[2, 5]))) == 3
+
+
 def test_encoder_decoder_has_three_kinds() -> None:
     sites = antefix.discover_sites(build_model("bart"))
     assert [(site.kind, site.layer, site.num_key_value_heads, site.key_dim) for site in sites] == [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +18,8 @@ from antefix.cli.train import train_reporting_interrupts
 from antefix.embedded.records import draw_examples, prompt
 from antefix.storage import write_atomically
 from antefix.training import Recipe, TrainingResult
+from antefix.training.base import load_base
 from antefix.training.evaluation import answers
-from antefix.training.run import load_base
 
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50
@@ -110,13 +112,15 @@ def _print_next_steps(results: dict[str, TrainingResult], console: Console) -> N
     prefix = results[FORMS[0]].prefix_path
     record = "name: Danora Mokins | job: baker | town: Benton | age: 41 | likes: chess"
     folder = prefix.parent.parent
+    called = Path(sys.argv[0])  # as `.venv/bin/antefix`, perhaps, which the shell would not find by its name
+    antefix = called if called.name == "antefix" and not shutil.which("antefix") else "antefix"
     console.print(
         "\nnext\n"
-        f"  antefix generate --model embedded --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
-        f"  antefix train --model embedded --data {folder / (FORMS[1] + '.jsonl')} --prompt '{{source}}\\n=>\\n' "
+        f"  {antefix} generate --model embedded --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
+        f"  {antefix} train --model embedded --data {folder / (FORMS[1] + '.jsonl')} --prompt '{{source}}\\n=>\\n' "
         f"--answer '{{target}}' --num-virtual-tokens 8 --epochs 12 --learning-rate {LEARNING_RATE} --exact-match "
         f"--output {folder / 'short'}\n"
-        "  antefix train --help",
+        f"  {antefix} train --help",
         highlight=False,
         markup=False,
         soft_wrap=True,

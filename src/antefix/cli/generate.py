@@ -9,12 +9,17 @@ import torch
 import typer
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
-from antefix.bank import PrefixBank, attach
-from antefix.errors import ConfigError, ContextLengthError
+from antefix.errors import ConfigError
+from antefix.prefix import Prefix
 from antefix.storage import load_prefix
+from antefix.training.base import attach_writer, load_base
 from antefix.training.data import ExampleTokenizer, Template, is_table, read_rows, unescape
 from antefix.training.evaluation import generate_ids, padding_id
-from antefix.training.run import load_base
+from antefix.training.recipe import MOST_SEED
+from antefix.training.room import Room
+
+LEAST_TEMPERATURE = 0.01
+"""Below, logits over temperature leave the range of fp16 and then of fp32."""
 
 
 def generate(
@@ -36,32 +41,45 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a prompt, or each prompt of a file, and write the answers as they come."""
     if (prompt is None) == (file is None):
         raise ConfigError("give either --prompt or --file.")
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = load_prefix(prefix) if prefix is not None else None
-    trained_with = loaded.metadata.get("training", {}).get("prompt") if loaded is not None else None
+    trained_with = _prompt_template(loaded) if loaded is not None else None
     prompts = (
         [unescape(prompt)]
         if prompt is not None
         else _read_prompts(file, unescape(template) if template else trained_with)
     )
     base, encoder = load_base(model, answer_tokenizer)
-    bank = attach(base)
+    bank = attach_writer(base)
     if loaded is not None:
         bank.add("prefix", loaded)
         bank.activate("prefix")
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
     )
-    rows = [encoder.prompt_ids(text) for text in prompts]
+    try:
+        rows = [encoder.prompt_ids(text) for text in prompts]
+    except TypeError as error:
+        raise ConfigError("a prompt holds half a surrogate pair, which is no text.") from error
+    room = Room(bank, "prefix" if loaded is not None else None)
     for ids in rows:
-        _check_context(base, bank, len(ids), max_new_tokens)
+        room.check(len(ids), max_new_tokens, "the prompt or set a lower --max-new-tokens")
     set_seed(seed)
     for ids in rows:
         _stream(base, encoder, ids, max_new_tokens, sampling)
+
+
+def _prompt_template(prefix: Prefix) -> str | None:
+    """Return the template that a prefix was trained with, where its file tells one."""
+    training = prefix.metadata.get("training")
+    template = training.get("prompt") if isinstance(training, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def _read_prompts(file: Path | None, template: str | None) -> list[str]:
@@ -79,21 +97,6 @@ def _read_prompts(file: Path | None, template: str | None) -> list[str]:
         raise ConfigError(f"the rows of '{file}' need --template to become prompts.")
     parsed = Template(template)
     return [parsed.fill(row, where) for where, row in read_rows(file)]
-
-
-def _check_context(model: PreTrainedModel, bank: PrefixBank, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Refuse, before anything is written, what passes the positions the base model was made for."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return
-    virtual = sum(bank.prefix(name).num_virtual_tokens for name in bank.names)
-    # An encoder-decoder reads the prompt in one stack and writes the answer in the other.
-    real = max(prompt_tokens, max_new_tokens) if model.config.is_encoder_decoder else prompt_tokens + max_new_tokens
-    if virtual + real > limit:
-        raise ContextLengthError(
-            f"the prefix ({virtual} tokens), the prompt ({prompt_tokens}) and the answer (up to {max_new_tokens}) need "
-            f"more than the {limit} positions of this model; shorten the prompt or set a lower --max-new-tokens."
-        )
 
 
 def _stream(

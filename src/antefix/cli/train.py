@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,12 +90,12 @@ def train(
 
 def train_reporting_interrupts(recipe: Recipe, console: Console) -> TrainingResult:
     """Train; on Ctrl-C say where the last checkpoint lies and exit with status 130."""
+    started = time.time()
     try:
         return train_recipe(recipe, console)
     except KeyboardInterrupt as interrupt:
-        checkpoints = sorted(
-            Path(recipe.output).glob("checkpoint-*/prefix.safetensors"), key=lambda p: p.stat().st_mtime
-        )
+        found = {path: path.stat().st_mtime for path in Path(recipe.output).glob("checkpoint-*/prefix.safetensors")}
+        checkpoints = sorted((path for path in found if found[path] >= started), key=found.__getitem__)
         kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there was no checkpoint yet"
         console.print(f"[bold yellow]stopped:[/] interrupted; {kept}.", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -110,7 +111,7 @@ def _shapes_only(name: str) -> PreTrainedModel:
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config, attn_implementation="eager")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     model.eval()
     return model

@@ -65,7 +65,12 @@ class Template:
                 )
             if row[name] is None:
                 raise DataError(f"the field '{name}' of {where} is null; leave such examples out.")
-        return self.text.format(**{name: row[name] for name in self.fields})
+        filled = self.text.format(**{name: row[name] for name in self.fields})
+        try:
+            filled.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where} holds half a surrogate pair, which is no text: {filled[:60]!r}.") from error
+        return filled
 
 
 def is_table(path: Path) -> bool:
@@ -130,6 +135,8 @@ class ExampleTokenizer:
             if self.answer_tokenizer.eos_token_id is not None:
                 answer.append(self.answer_tokenizer.eos_token_id)
             ids, labels = prompt + answer, [IGNORED_LABEL] * len(prompt) + answer
+        if all(label == IGNORED_LABEL for label in labels):
+            raise DataError(f"an example has an answer without tokens: {example.prompt[:60]!r}.")
         longest = max(len(ids), len(labels))
         if longest > self.max_length:
             raise DataError(
@@ -204,5 +211,5 @@ def _csv_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
                 )
             rows.append((f"line {reader.line_num} of '{path}'", row))
     except csv.Error as error:
-        raise DataError(f"line {reader.line_num} of '{path}' is not valid CSV: {error}.") from error
+        raise DataError(f"'{path}' is not valid CSV after line {reader.line_num}: {error}.") from error
     return rows

@@ -69,9 +69,13 @@ def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
 
 def exact_match(model: PreTrainedModel, encoder: ExampleTokenizer, examples: Sequence[Example]) -> float:
     """Return the share of examples whose greedy answer is the expected one, white space at the ends aside."""
-    longest = max(len(encoder.answer_tokenizer(example.answer)["input_ids"]) for example in examples)
-    given = answers(model, encoder, [example.prompt for example in examples], max_new_tokens=longest + 2)
+    given = answers(model, encoder, [example.prompt for example in examples], longest_answer(encoder, examples))
     return sum(a.strip() == e.answer.strip() for a, e in zip(given, examples, strict=True)) / len(examples)
+
+
+def longest_answer(encoder: ExampleTokenizer, examples: Sequence[Example]) -> int:
+    """Return how many tokens it takes to write any of the expected answers and its end."""
+    return max(len(encoder.answer_tokenizer(example.answer)["input_ids"]) for example in examples) + 2
 
 
 def padding_id(encoder: ExampleTokenizer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,8 @@ import yaml
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
+
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Recipe:
         for name in ("seed", "weight_decay", "warmup_ratio"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or more.")
+        if self.seed > MOST_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be at most {MOST_SEED}.")
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"num_examples is {self.num_examples!r}; it must be 1 or more.")
 
@@ -102,7 +107,8 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     kind = kind.removesuffix(" | None")
     if kind == "float" and not isinstance(value, bool):
         try:
-            return float(value)
+            if math.isfinite(number := float(value)):
+                return number
         except (TypeError, ValueError):
             pass
     elif type(value).__name__ == kind and value != "":

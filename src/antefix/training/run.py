@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from antefix.bank import PrefixBank, attach
-from antefix.embedded import model_path
+from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, DataError
 from antefix.storage import write_atomically
+from antefix.training.base import attach_writer, load_base
 from antefix.training.curve import draw_loss_curve
-from antefix.training.data import Collator, Example, ExampleTokenizer, Template, fill_templates, read_rows
-from antefix.training.evaluation import exact_match, loss_per_token, padding_id
+from antefix.training.data import (
+    IGNORED_LABEL,
+    Collator,
+    Example,
+    ExampleTokenizer,
+    Template,
+    fill_templates,
+    read_rows,
+)
+from antefix.training.evaluation import exact_match, longest_answer, loss_per_token, padding_id
 from antefix.training.recipe import Recipe
+from antefix.training.room import Room
 from antefix.training.trainer import FILE_NAME, PrefixTrainer, ProgressCallback
 
 MOST_HELD_OUT = 200
@@ -52,13 +52,18 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
     """
     console = console or Console(stderr=True)
+    if Path(recipe.output).exists() and not Path(recipe.output).is_dir():
+        raise ConfigError(f"output is '{recipe.output}', which is a file; name a folder.")
     examples, held_out = _examples(recipe)
     set_seed(recipe.seed)
     model, encoder = load_base(recipe.model, recipe.answer_tokenizer, recipe.max_length)
     rows, held_out_rows = ([encoder.encode(example) for example in part] for part in (examples, held_out))
     _warn_of_unknown(examples, rows, encoder, console)
-    bank = attach(model)
+    bank = attach_writer(model)
     bank.add(recipe.name, recipe.prefix, tokenizer=encoder.tokenizer, metadata={"training": recipe.as_dict()})
+    _check_room(Room(bank, recipe.name), [*examples, *held_out], [*rows, *held_out_rows])
+    if recipe.exact_match:
+        _check_room_to_write(Room(bank, recipe.name), encoder, held_out)
     with bank.use(None):
         before = _score(recipe, model, encoder, held_out, held_out_rows)
     if recipe.gradient_checkpointing:
@@ -79,31 +84,10 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     return _write(recipe, bank, metrics)
 
 
-def load_base(
-    name: str, answer_tokenizer: str | None = None, max_length: int = 1024
-) -> tuple[PreTrainedModel, ExampleTokenizer]:
-    """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
-
-    Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
-    """
-    source = str(model_path()) if name == "embedded" else name
-    try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        for_answers = AutoTokenizer.from_pretrained(answer_tokenizer) if answer_tokenizer else tokenizer
-        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        on_gpu = torch.cuda.is_available()
-        model = auto.from_pretrained(source, dtype="auto" if on_gpu else torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the model '{name}' cannot be loaded: {reason}") from error
-    return model.to("cuda" if on_gpu else "cpu").eval(), ExampleTokenizer(
-        tokenizer, for_answers, config.is_encoder_decoder, max_length
-    )
-
-
 def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
     prompt, answer = Template(recipe.prompt), Template(recipe.answer)
+    if not answer.fields:
+        raise DataError(f"the answer template {recipe.answer!r} names no field; write one as {{field}}.")
     rows = read_rows(recipe.data, recipe.num_examples)
     if recipe.eval_data is not None:
         held_out = read_rows(recipe.eval_data)
@@ -114,6 +98,22 @@ def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
     if not held_out:
         raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
     return fill_templates(rows, prompt, answer), fill_templates(held_out, prompt, answer)
+
+
+def _check_room(room: Room, examples: Sequence[Example], rows: Sequence[dict[str, list[int]]]) -> None:
+    for example, row in zip(examples, rows, strict=True):
+        answer = sum(label != IGNORED_LABEL for label in row["labels"])
+        prompt = len(row["input_ids"]) - (0 if room.is_encoder_decoder else answer)
+        room.check(prompt, answer, f"the example {example.prompt[:60]!r} or the prefix")
+
+
+def _check_room_to_write(room: Room, encoder: ExampleTokenizer, held_out: Sequence[Example]) -> None:
+    """Refuse held-out prompts that leave no room for the longest answer, which each of them may get."""
+    longest = longest_answer(encoder, held_out)
+    for example in held_out:
+        room.check(
+            len(encoder.prompt_ids(example.prompt)), longest, f"the example {example.prompt[:60]!r} or the prefix"
+        )
 
 
 def _warn_of_unknown(
@@ -182,6 +182,7 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
             lr_scheduler_type="cosine",
             seed=recipe.seed,
             logging_steps=0.01,
+            logging_nan_inf_filter=False,
             save_steps=0.1,
             save_total_limit=1,
             save_only_model=True,

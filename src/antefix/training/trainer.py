@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,15 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the latest loss."""
-        if logs and "loss" in logs:
-            self.progress.update(self.task, loss=f"{float(logs['loss']):.3f}")
+        """Show the latest loss; raises `ConfigError` where there is none any more."""
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(float(logs["loss"])):
+            raise ConfigError(
+                f"training diverged: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate, "
+                f"which is {args.learning_rate:g}."
+            )
+        self.progress.update(self.task, loss=f"{float(logs['loss']):.3f}")
 
     def close(self) -> None:
         """Stop the bar, also when training was interrupted."""

@@ -1,0 +1,31 @@
+"""`Room`: whether prompts and answers fit, behind a prefix, into the positions of a base model."""
+
+from __future__ import annotations
+
+from antefix.bank import PrefixBank
+from antefix.errors import ContextLengthError
+from antefix.sites import Kind
+
+
+class Room:
+    """The positions that a bank's base model has, and those of them that a prefix takes; without a name, none."""
+
+    def __init__(self, bank: PrefixBank, name: str | None = None) -> None:
+        self.limits = bank.limits
+        self.is_encoder_decoder = bool(bank.model.config.is_encoder_decoder)
+        prefix = None if name is None else bank.prefix(name)
+        sites = () if prefix is None else prefix.sites
+        self.num_virtual_tokens = {site.kind: prefix.num_virtual_tokens for site in sites if prefix is not None}
+
+    def check(self, prompt: int, answer: int, shorten: str) -> None:
+        """Raise `ContextLengthError`, which ends in what to `shorten`, for numbers of tokens that do not fit."""
+        needed: dict[Kind, int] = {"decoder": prompt + answer}
+        if self.is_encoder_decoder:  # it reads the prompt in one stack and writes the answer in the other
+            needed = {"encoder": prompt, "decoder": answer}
+        for kind, tokens in needed.items():
+            limit, virtual = self.limits.get(kind), self.num_virtual_tokens.get(kind, 0)
+            if limit is not None and virtual + tokens > limit:
+                raise ContextLengthError(
+                    f"the prefix ({virtual} tokens), the prompt ({prompt}) and the answer ({answer}) need more than "
+                    f"the {limit} positions of this model; shorten {shorten}."
+                )
