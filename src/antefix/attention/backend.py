@@ -47,12 +47,6 @@ def attend(
     shared = forward.shared_at(site.path, key)
     if shared is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
-    implementation = implementation_of(module)
-    if implementation not in SUPPORTED:
-        raise UnsupportedModelError(
-            f"a prefix cannot enter attention of implementation '{implementation}' yet; "
-            f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
-        )
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
         return share(module, query, key, value, attention_mask, *shared, **kwargs), None
@@ -75,6 +69,11 @@ def _concatenate(
 ) -> tuple[Tensor, Tensor | None]:
     """Let the base's own function attend over the joined keys and values."""
     implementation = implementation_of(module)
+    if implementation not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"a prefix cannot enter attention of implementation '{implementation}' yet; "
+            f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
+        )
     prefix = forward.at(site.path, key)
     assert prefix is not None
     prefix_key, prefix_value, real = prefix

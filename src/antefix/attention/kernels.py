@@ -17,9 +17,10 @@ def attend_part(
 
     `mask` is added to the scores; a query that it hides every key from gets a log-sum-exp too low to count.
     """
-    query, key, padded = _of_one_width(query, key, value)
-    output, total = _forward(query, key, padded, 0.0, is_causal, attn_mask=mask, scale=scale)
-    return output[..., : value.shape[-1]], total
+    width = value.shape[-1]
+    query, key, value = _of_one_width(query, key, value)
+    output, total = _forward(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
+    return (output if output.shape[-1] == width else output[..., :width]), total
 
 
 def differentiate_part(

@@ -10,7 +10,7 @@ gradient, so nothing has to be kept but what any attention keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,9 @@ def _attend(
     heads = key.shape[1]
 
     def attend_prefix(own: Tensor, group: int) -> tuple[Tensor, Tensor]:
-        folded, unfold = _fold(own, heads)
-        part, part_total = attend_part(folded, prefix_keys[group][None], prefix_values[group][None], None, False, scale)
-        return unfold(part), unfold(part_total[..., None])[..., 0]
+        prefix = prefix_keys[group][None], prefix_values[group][None]
+        part, part_total = attend_part(_fold(own, heads), *prefix, None, False, scale)
+        return _unfold(part, own), _unfold(part_total[..., None], own)[..., 0]
 
     if _is_one_group(rows, prefix_keys):
         part, part_total = attend_prefix(query, 0)
@@ -76,7 +76,7 @@ def _attend(
         parts = [_nothing(ordered[own], value) if group < 0 else attend_prefix(ordered[own], group)
                  for group, own in groups]  # fmt: skip
         part, part_total = (torch.cat(of_groups)[_inverse(order)] for of_groups in zip(*parts, strict=True))
-    weight = torch.sigmoid(part_total - total)[..., None].to(output.dtype)
+    weight = torch.sigmoid(part_total - total).unsqueeze(-1).to(output.dtype)
     return torch.lerp(output, part, weight), torch.logaddexp(total, part_total)
 
 
@@ -100,12 +100,12 @@ def _differentiate(
     heads = key.shape[1]
 
     def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
-        (own_grad, _), (own_query, unfold), (own_output, _), (own_total, _) = (_fold(part, heads) for part in own)
+        own_grad, own_query, own_output, own_total = (_fold(part, heads) for part in own)
         share, grad_keys[group], grad_values[group] = (part[0] for part in differentiate_part(
             own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total[..., 0],
             None, False, scale,
         ))  # fmt: skip
-        return unfold(share[None])
+        return _unfold(share[None], own[1])
 
     whole = (grad, query, output, total[..., None])
     if _is_one_group(rows, prefix_keys):
@@ -154,21 +154,29 @@ def _total_dtype(query: Tensor) -> torch.dtype:
     return torch.promote_types(query.dtype, torch.float32)
 
 
-def _fold(tensor: Tensor, num_key_value_heads: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Lay all rows end to end, `(1, head, row * query, dim)`, and return that with the function that undoes it.
+def _fold(tensor: Tensor, num_key_value_heads: int) -> Tensor:
+    """Lay all rows end to end, `(1, head, row * query, dim)`: a view where the queries of a row lie one by one.
 
-    One query a row is too few for a kernel: there the query heads of a key/value head are laid end to end as well. More
-    queries stay as they are, which is a view where they lie one by one.
+    One query a row is too few for a kernel: there the query heads of a key/value head are laid end to end as well.
     """
-    rows, heads, queries, _ = tensor.shape
+    rows, heads, queries, dim = tensor.shape
+    if rows == 1:
+        return tensor
     if queries > 1:
-        folded = tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
-        return folded, lambda part: part[0].transpose(0, 1).unflatten(0, (rows, queries)).transpose(1, 2)
-    grouped = tensor.unflatten(1, (num_key_value_heads, heads // num_key_value_heads))
-    return (
-        grouped.transpose(0, 1).flatten(1, 3)[None],
-        lambda part: part[0].unflatten(1, (rows, -1, 1)).transpose(0, 1).flatten(1, 2),
-    )
+        return tensor.transpose(1, 2).reshape(1, rows * queries, heads, dim).transpose(1, 2)
+    grouped = tensor.reshape(rows, num_key_value_heads, -1, dim)
+    return grouped.transpose(0, 1).reshape(1, num_key_value_heads, -1, dim)
+
+
+def _unfold(folded: Tensor, like: Tensor) -> Tensor:
+    """Undo `_fold` for something of the rows, heads and queries of `like`."""
+    rows, heads, queries, _ = like.shape
+    dim = folded.shape[3]
+    if rows == 1:
+        return folded
+    if queries > 1:
+        return folded.transpose(1, 2).reshape(rows, queries, heads, dim).transpose(1, 2)
+    return folded.view(folded.shape[1], rows, -1, dim).transpose(0, 1).reshape(rows, heads, 1, dim)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
