@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from antefix.attention.check import is_trusted
+from antefix.attention.kernels import obstacle_to_kernels
 from antefix.attention.shared import shared_attention
 from antefix.sites import AttentionFunction, is_causal
 
@@ -26,7 +28,6 @@ def obstacle_to_sharing(
     same_dtype = query.dtype == key.dtype == value.dtype
     reasons = (
         (base is not sdpa_attention_forward, "the attention is not Transformers' sdpa"),
-        (query.device.type != "cpu", "there is a kernel for the CPU alone yet"),
         (bool(args), "the model gives its attention arguments without names"),
         (arguments.get("position_bias") is not None, "the model adds a bias by distance"),
         (bool(arguments.get("dropout")), "the model drops attention weights"),
@@ -34,7 +35,12 @@ def obstacle_to_sharing(
         (not same_dtype, "queries, keys and values are of different dtypes"),
         (len(query) != len(key), "queries and keys are of different batches"),
     )
-    return next((reason for stands, reason in reasons if stands), None)
+    reason = next((reason for stands, reason in reasons if stands), None)
+    if reason is None and query.device.type != "cpu":
+        reason = obstacle_to_kernels(query, value, mask if isinstance(mask, Tensor) else None)
+        if reason is None and not is_trusted(query.device, query.dtype):
+            reason = "this GPU's kernels did not compute a small case right"
+    return reason
 
 
 def share(
