@@ -16,7 +16,7 @@ import transformers
 
 from benchmarks.floor import measure_speed
 from benchmarks.growth import GROWTHS, grow
-from benchmarks.measure import interleave, keep_freed_memory, peak_bytes
+from benchmarks.measure import interleave, peak_bytes
 from benchmarks.report import write_page
 from benchmarks.scenarios import SCENARIOS, Scenario, prefix_bytes
 
@@ -37,7 +37,6 @@ def main() -> None:
     if not arguments.page:
         torch.set_num_threads(arguments.threads)
         transformers.logging.set_verbosity_error()
-        keep_freed_memory()
         chosen = [scenario for scenario in SCENARIOS if (arguments.only or "") in scenario.name]
         results = [measure(scenario, arguments.rounds) for scenario in chosen]
         if arguments.only:

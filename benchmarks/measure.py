@@ -12,15 +12,7 @@ from pathlib import Path
 import torch
 
 WARM_UP_ROUNDS = 2
-_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3
 Call = Callable[[], object]
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: giving pages back and faulting them in again is noise, the same for every peer."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(_MALLOC_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_MALLOC_MMAP_THRESHOLD, 2**30)
 
 
 def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, dict[str, float]]:

@@ -45,7 +45,8 @@ _INTRODUCTION = """# What a prefix costs
 Written by `make bench`. One base model three times, bare, with PEFT's prefix and with antefix's, which hold the same
 numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the
 same threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates
-down to its embeddings, as a prefix makes it do. The library `adapters` is not among the peers: its newest release,
+down to its embeddings, as a prefix makes it do. Memory comes from the allocator as it is installed: much of what a copy
+costs on a CPU is the pages that it touches first. The library `adapters` is not among the peers: its newest release,
 1.3.0, wants Transformers 4.57."""
 
 
