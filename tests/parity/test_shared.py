@@ -92,6 +92,23 @@ def test_equals_softmax_written_out(rows: list[int], dims: tuple[int, int], kind
         torch.testing.assert_close(ours, exact, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("tokens", [1, 511, 512, 600])
+def test_a_decoding_step_before_a_prefix_of_any_length(tokens: int) -> None:
+    """Long prefixes are met by all heads of a group at once, shorter ones are not."""
+    tensors, _ = draw_case(queries=1)
+    prefixes = [(draw(2, tokens, 8), draw(2, tokens, 8))]
+    for rows in ([0, 0, 0], [0, -1, 0]):
+        expected = by_hand(*tensors, prefixes, rows, None, False)
+        actual = shared_attention(*tensors, prefixes, rows, None, False, SCALE)
+        torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
+        inputs = [*tensors, *prefixes[0]]
+        for ours, exact in zip(
+            torch.autograd.grad(actual.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs),
+            strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(ours, exact, atol=1e-12, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [[0, 0, 0], [1, -1, 0]], ids=str)
 def test_the_operator_is_well_behaved(rows: list[int]) -> None:

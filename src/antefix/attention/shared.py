@@ -24,6 +24,9 @@ _SCHEMA = (
     "bool is_causal, float scale) -> (Tensor, Tensor)"
 )
 
+_LONG = 512
+"""Tokens of a prefix from which on a decoding step gains by grouping heads; measured on two cores."""
+
 
 def shared_attention(
     query: Float[Tensor, "batch head query key_dim"],
@@ -65,7 +68,8 @@ def _attend(
 
     def attend_prefix(own: Tensor, group: int) -> tuple[Tensor, Tensor]:
         prefix = prefix_keys[group][None], prefix_values[group][None]
-        part, part_total = attend_part(_fold(own, heads), *prefix, None, False, scale)
+        folded = _fold(own, heads, prefix_keys[group].shape[1])
+        part, part_total = attend_part(folded, *prefix, None, False, scale)
         return _unfold(part, own), _unfold(part_total[..., None], own)[..., 0]
 
     if _is_one_group(rows, prefix_keys):
@@ -96,16 +100,18 @@ def _differentiate(
     of_sequence: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
     """Return the gradients of query, key and value, None unless `of_sequence`, and those of the prefixes."""
-    grad_keys, grad_values = ([torch.zeros_like(part) for part in parts] for parts in (prefix_keys, prefix_values))
     heads = key.shape[1]
+    of_prefixes: list[tuple[Tensor, Tensor] | None] = [None] * len(prefix_keys)
 
     def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
-        own_grad, own_query, own_output, own_total = (_fold(part, heads) for part in own)
-        share, grad_keys[group], grad_values[group] = (part[0] for part in differentiate_part(
+        tokens = prefix_keys[group].shape[1]
+        own_grad, own_query, own_output, own_total = (_fold(part, heads, tokens) for part in own)
+        share, of_key, of_value = differentiate_part(
             own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total[..., 0],
             None, False, scale,
-        ))  # fmt: skip
-        return _unfold(share[None], own[1])
+        )  # fmt: skip
+        of_prefixes[group] = of_key[0], of_value[0]
+        return _unfold(share, own[1])
 
     whole = (grad, query, output, total[..., None])
     if _is_one_group(rows, prefix_keys):
@@ -117,12 +123,17 @@ def _differentiate(
                   differentiate_prefix(group, *(part[own] for part in ordered))
                   for group, own in groups]  # fmt: skip
         share = torch.cat(shares)[_inverse(order)]
+    pairs = [
+        pair or (torch.zeros_like(prefix_key), torch.zeros_like(prefix_value))
+        for pair, prefix_key, prefix_value in zip(of_prefixes, prefix_keys, prefix_values, strict=True)
+    ]
+    grad_keys, grad_values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     if not of_sequence:  # nothing below trains, as in the first layer of a frozen base
         return None, None, None, grad_keys, grad_values
     grad_query, grad_key, grad_value = differentiate_part(
         grad, query, key, value, output, total, mask, is_causal, scale
     )
-    return grad_query + share, grad_key, grad_value, grad_keys, grad_values
+    return grad_query.add_(share), grad_key, grad_value, grad_keys, grad_values
 
 
 def _is_one_group(rows: Sequence[int], prefixes: Sequence[Tensor]) -> bool:
@@ -154,15 +165,16 @@ def _total_dtype(query: Tensor) -> torch.dtype:
     return torch.promote_types(query.dtype, torch.float32)
 
 
-def _fold(tensor: Tensor, num_key_value_heads: int) -> Tensor:
+def _fold(tensor: Tensor, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
     """Lay all rows end to end, `(1, head, row * query, dim)`: a view where the queries of a row lie one by one.
 
-    One query a row is too few for a kernel: there the query heads of a key/value head are laid end to end as well.
+    One query a row is few for a kernel: before a long prefix, the query heads of a key/value head are laid end to end
+    as well, which is worth the copy.
     """
     rows, heads, queries, dim = tensor.shape
     if rows == 1:
         return tensor
-    if queries > 1:
+    if queries > 1 or num_virtual_tokens < _LONG:
         return tensor.transpose(1, 2).reshape(1, rows * queries, heads, dim).transpose(1, 2)
     grouped = tensor.reshape(rows, num_key_value_heads, -1, dim)
     return grouped.transpose(0, 1).reshape(1, num_key_value_heads, -1, dim)
@@ -174,7 +186,7 @@ def _unfold(folded: Tensor, like: Tensor) -> Tensor:
     dim = folded.shape[3]
     if rows == 1:
         return folded
-    if queries > 1:
+    if folded.shape[2] == rows * queries:
         return folded.transpose(1, 2).reshape(rows, queries, heads, dim).transpose(1, 2)
     return folded.view(folded.shape[1], rows, -1, dim).transpose(0, 1).reshape(rows, heads, 1, dim)
 
