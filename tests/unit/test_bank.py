@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer, OPTConfig, OPTModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 import antefix
@@ -262,6 +263,23 @@ def test_a_layer_called_outside_its_model_is_refused() -> None:
     position = model.model.rotary_emb(hidden, torch.arange(3)[None])
     with pytest.raises(antefix.UnsupportedModelError, match="outside a forward"):
         model.model.layers[0](hidden, position_embeddings=position)
+
+
+def test_an_unknown_attention_is_refused_where_a_prefix_would_enter() -> None:
+    def mine(
+        module: torch.nn.Module, query: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, None]:
+        return torch.zeros_like(query.transpose(1, 2)), None
+
+    transformers.AttentionInterface.register("mine", mine)
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(4, init="random"))
+    model.set_attn_implementation("mine")
+    with pytest.raises(antefix.UnsupportedModelError, match="cannot enter attention of implementation 'mine' yet"):
+        run(model)
+    with bank.use(None):
+        assert run(model).isfinite().all()
 
 
 def test_the_base_can_change_its_attention_after_attaching() -> None:

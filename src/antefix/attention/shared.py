@@ -67,19 +67,19 @@ def _attend(
     heads = key.shape[1]
 
     def attend_prefix(own: Tensor, group: int) -> tuple[Tensor, Tensor]:
-        prefix = prefix_keys[group][None], prefix_values[group][None]
+        prefix = prefix_keys[group].unsqueeze(0), prefix_values[group].unsqueeze(0)
         folded = _fold(own, heads, prefix_keys[group].shape[1])
         part, part_total = attend_part(folded, *prefix, None, False, scale)
-        return _unfold(part, own), _unfold(part_total[..., None], own)[..., 0]
+        return _unfold(part, own), _unfold(part_total.unsqueeze(-1), own).squeeze(-1)
 
     if _is_one_group(rows, prefix_keys):
         part, part_total = attend_prefix(query, 0)
     else:
         order, groups = _by_group(rows)
-        ordered = query[order]
+        ordered = _reordered(query, order)
         parts = [_nothing(ordered[own], value) if group < 0 else attend_prefix(ordered[own], group)
                  for group, own in groups]  # fmt: skip
-        part, part_total = (torch.cat(of_groups)[_inverse(order)] for of_groups in zip(*parts, strict=True))
+        part, part_total = (_reordered(torch.cat(of_rows), _inverse(order)) for of_rows in zip(*parts, strict=True))
     weight = torch.sigmoid(part_total - total).unsqueeze(-1).to(output.dtype)
     return torch.lerp(output, part, weight), torch.logaddexp(total, part_total)
 
@@ -118,11 +118,11 @@ def _differentiate(
         share = differentiate_prefix(0, *whole)
     else:
         order, groups = _by_group(rows)
-        ordered = [part[order] for part in whole]
+        ordered = [_reordered(part, order) for part in whole]
         shares = [torch.zeros_like(ordered[1][own]) if group < 0 else
                   differentiate_prefix(group, *(part[own] for part in ordered))
                   for group, own in groups]  # fmt: skip
-        share = torch.cat(shares)[_inverse(order)]
+        share = _reordered(torch.cat(shares), _inverse(order))
     pairs = [
         pair or (torch.zeros_like(prefix_key), torch.zeros_like(prefix_value))
         for pair, prefix_key, prefix_value in zip(of_prefixes, prefix_keys, prefix_values, strict=True)
@@ -149,6 +149,10 @@ def _by_group(rows: Sequence[int]) -> tuple[list[int], list[tuple[int, slice]]]:
         groups.append((group, slice(start, stop)))
         start = stop
     return order, groups
+
+
+def _reordered(tensor: Tensor, order: list[int]) -> Tensor:
+    return tensor if order == list(range(len(order))) else tensor[order]
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
