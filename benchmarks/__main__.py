@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.floor import measure_speed
+from benchmarks.floor import measure_products, measure_speed
 from benchmarks.growth import GROWTHS, grow
 from benchmarks.measure import interleave, peak_bytes
 from benchmarks.report import write_page
@@ -66,7 +66,8 @@ def measure(scenario: Scenario, rounds: int) -> dict[str, Any]:
     print(
         f"{scenario.name:62}", "  ".join(f"{name} {value['median']:.4g}" for name, value in found.items()), flush=True
     )
-    return {"scenario": scenario.name, "measured": found}
+    flops = measure_products(*scenario.queries_and_tokens) if scenario.queries_and_tokens else None
+    return {"scenario": scenario.name, "measured": found, "flops_of_products": flops}
 
 
 def environment(threads: int) -> dict[str, Any]:

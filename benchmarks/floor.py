@@ -37,6 +37,27 @@ def measure_speed() -> Speed:
     return Speed(2 * side**3 / seconds["product"], vector.nbytes / seconds["sum"])
 
 
+def measure_products(num_queries: int, num_virtual_tokens: int) -> float:
+    """Return the operations a second of the products that such attention consists of, as one batched call each."""
+    config, device, dtype = setting()
+    heads, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    dim = config.hidden_size // config.num_attention_heads
+    query = torch.randn(heads, num_queries * group, dim, device=device, dtype=dtype)
+    layers = [
+        [torch.randn(heads, num_virtual_tokens, dim, device=device, dtype=dtype) for _ in range(2)]
+        for _ in range(config.num_hidden_layers)
+    ]
+    scores, output = query @ layers[0][0].transpose(1, 2), torch.empty_like(query)
+
+    def attend() -> None:
+        for key, value in layers:  # one after another, as a model comes to them
+            torch.bmm(query, key.transpose(1, 2), out=scores)
+            torch.bmm(scores, value, out=output)
+
+    seconds = interleave({"products": attend}, rounds=7)["products"]["median_s"]
+    return 2 * _product(num_queries, num_virtual_tokens) / seconds
+
+
 def training_floor(speed: Speed, base_s: float, num_queries: int, num_virtual_tokens: int) -> float:
     """Return the least seconds of a training step whose base takes `base_s`; `num_queries` counts rows times tokens."""
     return base_s + (_FORWARD + _BACKWARD) * _product(num_queries, num_virtual_tokens) / speed.flops

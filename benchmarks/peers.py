@@ -45,10 +45,13 @@ def setting() -> tuple[LlamaConfig, torch.device, torch.dtype]:
     return SMALL, torch.device("cpu"), torch.float32
 
 
-def build(num_virtual_tokens: int, num_prefixes: int = 1, encoder_hidden_size: int | None = None) -> Peers:
+def build(
+    num_virtual_tokens: int, num_prefixes: int = 1, train: bool = False, encoder_hidden_size: int | None = None
+) -> Peers:
     """Build the three, with prefixes `p0`, `p1` ..., and check that PEFT and antefix compute the same with each.
 
-    With `encoder_hidden_size` the prefix is trained through the paper's MLP.
+    To `train`, antefix has them as parameters, through the paper's MLP where `encoder_hidden_size` is given; else as
+    data, as they are loaded from a file.
     """
     config, device, dtype = setting()
     torch.manual_seed(0)
@@ -64,6 +67,11 @@ def build(num_virtual_tokens: int, num_prefixes: int = 1, encoder_hidden_size: i
     bank = antefix.attach(attached)
     for number in range(num_prefixes):
         _copy_prefix(peft, bank, f"p{number}", num_virtual_tokens, encoder_hidden_size)
+        if not train:
+            prefix = bank.prefix(f"p{number}")
+            bank.remove(f"p{number}")
+            bank.add(f"p{number}", prefix)
+        bank.activate(f"p{number}")
         _check(peft, attached, f"p{number}", dtype)
     peft.set_adapter("p0")
     bank.activate("p0")

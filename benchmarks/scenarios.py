@@ -22,6 +22,7 @@ class Scenario:
     """One piece of work: how its calls are built, what is measured, and the most that antefix may need.
 
     `target` is in proportion to the bare base, `target_to_peft` in proportion to PEFT, `target_s` in seconds.
+    `queries_and_tokens` tells how many queries meet how many tokens of a prefix at a time, where that decides the cost.
     """
 
     name: str
@@ -30,13 +31,14 @@ class Scenario:
     target: float | None = None
     target_to_peft: float | None = None
     target_s: float | None = None
+    queries_and_tokens: tuple[int, int] | None = None
 
 
 def training_step(
     batch: int, length: int, num_virtual_tokens: int, hidden: int | None = None, checkpointing: bool = False
 ) -> Calls:
     """Forward and backward; the bare base propagates down to its embeddings, as a prefix makes it do."""
-    peers = build(num_virtual_tokens, encoder_hidden_size=hidden)
+    peers = build(num_virtual_tokens, train=True, encoder_hidden_size=hidden)
     ids = draw_ids(batch, length)
     for model in (peers.base, peers.peft, peers.attached):
         model.train()
@@ -111,7 +113,10 @@ def _generate(model: torch.nn.Module, ids: Tensor, num_new: int) -> Tensor:
 
 def _step(tokens: int, target: float) -> Scenario:
     return Scenario(
-        f"training step, B=8 T=128 P={tokens}", functools.partial(training_step, 8, 128, tokens), target=target
+        f"training step, B=8 T=128 P={tokens}",
+        functools.partial(training_step, 8, 128, tokens),
+        target=target,
+        queries_and_tokens=(8 * 128, tokens),
     )
 
 
@@ -121,6 +126,7 @@ def _generation(batch: int, tokens: int, target: float, to_peft: float | None = 
         functools.partial(generation, batch, tokens),
         target=target,
         target_to_peft=to_peft,
+        queries_and_tokens=(batch, tokens),
     )
 
 
@@ -129,7 +135,10 @@ SCENARIOS = (
     _step(128, 1.08),
     _step(512, 1.18),
     Scenario(
-        "training step, B=8 T=128 P=512, MLP 512", functools.partial(training_step, 8, 128, 512, 512), target=1.25
+        "training step, B=8 T=128 P=512, MLP 512",
+        functools.partial(training_step, 8, 128, 512, 512),
+        target=1.25,
+        queries_and_tokens=(8 * 128, 512),
     ),
     _generation(1, 128, 1.06),
     _generation(8, 128, 1.08),
