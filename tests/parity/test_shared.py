@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import antefix
 from antefix.attention import shared
-from antefix.attention.choice import obstacle_to_sharing
+from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.shared import shared_attention
 from tests.parity.compare import assert_close, logits, with_prefix
 from tests.parity.families import FAMILIES, draw_ids
@@ -195,6 +195,33 @@ def test_obstacles() -> None:
         assert obstacle_to_sharing(sdpa_attention_forward, **call | changed) == reason
     unnamed = obstacle_to_sharing(sdpa_attention_forward, tensor, tensor, tensor, None, 0.5)
     assert unnamed == "the model gives its attention arguments without names"
+
+
+def test_a_cache_has_room_for_more_keys_than_there_are() -> None:
+    """Causal attention of 5 queries to 9 keys sees the first 5, as the base's does: no others are there yet."""
+    (query, key, value), prefixes = draw_case(queries=5, keys=9)
+    seen = torch.ones(5, 9, dtype=torch.bool).tril()
+    mask = torch.zeros(3, 1, 5, 9, dtype=torch.float64).masked_fill(~seen, float("-inf"))
+    expected = by_hand(query, key, value, prefixes, [0, 1, -1], mask, False)
+    actual = share(torch.nn.Module(), query, key, value, None, prefixes, [0, 1, -1], scaling=SCALE)
+    torch.testing.assert_close(actual.transpose(1, 2), expected, atol=1e-13, rtol=0)
+    repeated = [part.repeat_interleave(2, 1) for part in (key, value)]
+    base = torch.nn.functional.scaled_dot_product_attention(query, *repeated, is_causal=True, scale=SCALE)
+    torch.testing.assert_close(actual[2], base[2].transpose(0, 1), atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("hide", ["boolean", "infinite", "lowest"])
+def test_a_query_that_sees_no_key_of_its_own_sees_the_prefix(hide: str) -> None:
+    """Whatever a mask hides keys by: a query of the padding on the left has the prefix and nothing else."""
+    (query, key, value), prefixes = draw_case()
+    seen = torch.ones(3, 1, 5, 5, dtype=torch.bool).tril()
+    seen[..., :2] = False
+    values = {"infinite": float("-inf"), "lowest": torch.finfo(torch.float64).min}
+    mask = seen if hide == "boolean" else torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, values[hide])
+    added = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))
+    expected = by_hand(query, key, value, prefixes, [0, 1, 0], added, False)
+    actual = share(torch.nn.Module(), query, key, value, mask, prefixes, [0, 1, 0], scaling=SCALE)
+    torch.testing.assert_close(actual.transpose(1, 2), expected, atol=1e-13, rtol=0)
 
 
 def test_hundreds_of_prefixes() -> None:

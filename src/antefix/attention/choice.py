@@ -56,7 +56,7 @@ def share(
     """Return the attention output `(batch, query, head, value_dim)`, laid out as Transformers' sdpa function does."""
     queries = query.shape[2]
     causal = queries > 1 and mask is None and is_causal(module, arguments)
-    if causal:  # a static cache has room for more keys than there are
+    if causal:  # a static cache has room for more keys than there are, and kernels disagree on what that hides
         key, value = key[:, :, :queries], value[:, :, :queries]
     scale = arguments.get("scaling")
     if mask is not None:
