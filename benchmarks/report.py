@@ -120,7 +120,7 @@ def _misses(found: dict[str, Any]) -> str:
             why = ""
             if flops is not None:
                 floor = _floor(scenario, measured, Speed(flops, found["speed"]["bytes"]))
-                why = f"; products of these shapes ran at {flops / 1e9:,.0f} GFLOP/s, and alone come to {floor:.2f} there"
+                why = f"; products of these shapes ran at {flops / 1e9:,.0f} GFLOP/s and alone come to {floor:.2f}"
             ratio = ours / measured["base"]["median"]
             lines.append(f"- {scenario.name}: {ratio:.3f} instead of {scenario.target:.2f}{why}.")
         if scenario.target_to_peft is not None and ours / measured["peft"]["median"] > scenario.target_to_peft:
