@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers import Cache
 
 from antefix.attention.state import KeysAndValues
 from antefix.encoder import PrefixEncoder
@@ -45,7 +46,8 @@ class Placement:
 
     def made(self, encoder: PrefixEncoder, cache: Any) -> KeysAndValues:
         """Return what an encoder makes: anew for each forward, or, without gradients, once for a cache that fills."""
-        if cache is None or torch.is_grad_enabled() or encoder.training or torch.compiler.is_compiling():
+        read_only = not (torch.is_grad_enabled() or encoder.training or torch.compiler.is_compiling())
+        if not (read_only and isinstance(cache, Cache)):
             return encoder.keys_and_values()
         made = self._made.setdefault(cache, {})
         if encoder not in made or cache.get_seq_length() == 0:

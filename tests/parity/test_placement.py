@@ -116,6 +116,20 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     assert embedded.grad is not None
 
 
+def test_keys_and_values_may_be_of_different_dtypes() -> None:
+    model = FAMILIES["Llama"].build()
+    bank = antefix.attach(model)
+    made = random_prefix(bank.sites, 5)
+    exact = {path: value.double() for path, value in made.values.items()}
+    bank.add("exact", antefix.Prefix(made.sites, made.keys, exact))
+    bank.add("plain", made)
+    ids = draw_ids(2, 6)
+    with bank.use(["exact", "plain"]):
+        mixed = logits(model, input_ids=ids)
+    with bank.use("plain"):
+        assert_close(mixed, logits(model, input_ids=ids))
+
+
 def test_the_least_recently_used_prefix_goes_and_comes_again() -> None:
     model = FAMILIES["Llama"].build().to(torch.float64)
     bank = antefix.attach(model, max_resident_prefixes=2)

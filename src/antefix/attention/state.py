@@ -96,14 +96,14 @@ NO_PREFIXES = ForwardPrefixes()
 
 def _brought(prefix: KeysAndValues, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return key and value of a site in the device and dtype of its attention; of a frozen prefix, bring them once."""
-    pair = prefix[path]
-    if pair[0].dtype == like.dtype and pair[0].device == like.device:
-        return pair
-    if pair[0].requires_grad or torch.compiler.is_compiling():
-        return pair[0].to(like.device, like.dtype), pair[1].to(like.device, like.dtype)
+    key, value = prefix[path]
+    if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:
+        return key, value
+    if key.requires_grad or torch.compiler.is_compiling():
+        return key.to(like.device, like.dtype), value.to(like.device, like.dtype)
     with torch.inference_mode(False):  # what is kept may be of use to a training step, too
-        prefix[path] = pair = (pair[0].to(like.device, like.dtype), pair[1].to(like.device, like.dtype))
-    return pair
+        prefix[path] = key.to(like.device, like.dtype), value.to(like.device, like.dtype)
+    return prefix[path]
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:
