@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 import antefix
 from antefix.initialize import random_prefix
@@ -18,35 +18,30 @@ from tests.parity.families import FAMILIES, draw_ids
 MLP: dict[str, Any] = {"init": "random", "reparameterization": "mlp", "encoder_hidden_size": 16}
 
 
-def count_runs(model: torch.nn.Module) -> list[int]:
-    """Return a list that grows by one whenever an encoder's network runs."""
+def with_network(name: str) -> tuple[PreTrainedModel, antefix.PrefixBank, list[int]]:
+    """Build a model with a prefix `mlp` in use, and a list that grows by one whenever an encoder's network runs."""
+    model, bank = with_prefix(FAMILIES[name])
+    bank.remove("p")
+    bank.add("mlp", antefix.PrefixConfig(5, **MLP))
     runs: list[int] = []
     for encoder in model.antefix_prefixes:
         encoder.transform.register_forward_hook(lambda *_: runs.append(1))
-    return runs
+    return model, bank, runs
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("Llama", 1), ("T5", 3)])
 def test_the_network_runs_once_a_step(name: str, kinds: int) -> None:
-    family = FAMILIES[name]
-    model, bank = with_prefix(family)
-    bank.remove("p")
-    bank.add("mlp", antefix.PrefixConfig(5, **MLP))
-    runs = count_runs(model)
-    model(**family.draw_inputs(batch=6))[0].sum().backward()
+    model, bank, runs = with_network(name)
+    model(**FAMILIES[name].draw_inputs(batch=6))[0].sum().backward()
     assert len(runs) == kinds
     with bank.use(["mlp", None, "mlp"]):
-        model(**family.draw_inputs(batch=6))
+        model(**FAMILIES[name].draw_inputs(batch=6))
     assert len(runs) == 2 * kinds
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("Llama", 1), ("T5", 3)])
 def test_the_network_runs_once_an_answer_and_is_never_stale(name: str, kinds: int) -> None:
-    family = FAMILIES[name]
-    model, bank = with_prefix(family)
-    bank.remove("p")
-    bank.add("mlp", antefix.PrefixConfig(5, **MLP))
-    runs = count_runs(model)
+    model, bank, runs = with_network(name)
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "output_logits": True}
     ids = draw_ids(2, 6)
 
