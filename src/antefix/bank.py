@@ -92,11 +92,14 @@ class PrefixBank:
         source: PrefixConfig | Prefix | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         metadata: Mapping[str, Any] | None = None,
+        freeze_base: bool = True,
     ) -> None:
         """Add a prefix: from a `PrefixConfig` a trainable one, made active, the base frozen; a `Prefix` as it is.
 
-        `metadata` is kept with the prefix and saved with it. Raises `ConfigError`, `ContextLengthError` where the
-        model has too few positions, and `PrefixMismatchError` for a `Prefix` of another base model.
+        `metadata` is kept with the prefix and saved with it. `freeze_base=False` leaves everything else as trainable
+        as it is, such as LoRA weights to be trained together with the prefix. Raises `ConfigError`,
+        `ContextLengthError` where the model has too few positions, and `PrefixMismatchError` for a `Prefix` of another
+        base model.
         """
         self._check_attached()
         if not isinstance(name, str) or not name:
@@ -117,10 +120,21 @@ class PrefixBank:
         config = source or PrefixConfig()
         encoders = self._encoders(config, tokenizer)
         self._trainable.extend([*encoders, *self._heads.add(name, config.trainable_modules)])
-        self._freeze_base()
+        if freeze_base:
+            self._freeze_base()
         self._prefixes[name] = encoders
         self._metadata[name] = dict(metadata or {})
         self.activate(name)
+
+    def requires_grad_(self, name: str, requires_grad: bool = True) -> None:
+        """Train a prefix, with the modules beside it, or keep it as it is; raises `ConfigError` for a frozen one."""
+        held = self._get(name)
+        if isinstance(held, Prefix):
+            raise ConfigError(
+                f"the prefix '{name}' was added as a Prefix, which is data; only one from a config trains."
+            )
+        for part in [*held, *self._heads.modules(name)]:
+            part.requires_grad_(requires_grad)
 
     def load(self, path: str | os.PathLike[str], name: str) -> None:
         """Add the prefix of a file, frozen and ready to use."""

@@ -57,6 +57,10 @@ class Heads:
             for parameter, tensor in module.state_dict().items()
         }
 
+    def modules(self, name: str) -> list[nn.Module]:
+        """Return the modules of a prefix."""
+        return list(self._copies.get(name, {}).values())
+
     def remove(self, name: str) -> list[nn.Module]:
         """Drop the modules of a prefix and return them."""
         return list(self._copies.pop(name, {}).values())

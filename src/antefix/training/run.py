@@ -28,9 +28,10 @@ from antefix.training.data import (
     read_rows,
 )
 from antefix.training.evaluation import exact_match, longest_answer, loss_per_token, padding_id
+from antefix.training.progress import ProgressCallback
 from antefix.training.recipe import Recipe
 from antefix.training.room import Room
-from antefix.training.trainer import FILE_NAME, PrefixTrainer, ProgressCallback
+from antefix.training.trainer import FILE_NAME, PrefixTrainer
 
 MOST_HELD_OUT = 200
 

@@ -1,98 +1,111 @@
-"""`PrefixTrainer`: Transformers' Trainer, whose checkpoints hold the prefix and not the base model."""
+"""`PrefixTrainer`: Transformers' Trainer, whose checkpoints hold what is trained and not the base model."""
 
 from __future__ import annotations
 
-import math
-import time
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from antefix.bank import PrefixBank
-from antefix.errors import ConfigError
+from antefix.storage import save_prefix, write_atomically
+from antefix.training.card import model_card
+from antefix.training.checkpoint import load_trained, save_trained, trained_tensors
+from antefix.training.reference import BareBase
 
 FILE_NAME = "prefix.safetensors"
 
 
 class PrefixTrainer(Trainer):
-    """Train one prefix of a bank, made active; `save_model` and checkpoints write `prefix.safetensors` alone.
+    """Train one prefix of a bank, made active and trainable, with everything else of the model that is trainable.
 
-    Raises `ConfigError` for what such checkpoints cannot do yet: resuming, and loading the best one at the end.
+    `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
+    hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
+    It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
+    without its prefix for the reference. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
     """
 
     def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
         bank.activate(name)
+        bank.requires_grad_(name)
         self.bank = bank
         self.prefix_name = name
-        super().__init__(model=bank.model, **trainer_arguments)
-        if self.args.load_best_model_at_end:
-            raise ConfigError(
-                "PrefixTrainer cannot load the best checkpoint at the end yet; bank.load() does it by hand."
-            )
+        trainer_arguments.setdefault("model", bank.model)
+        if "ref_model" in inspect.signature(super().__init__).parameters:
+            trainer_arguments.setdefault("ref_model", BareBase(bank))
+        with _trainable_although_quantized(trainer_arguments["model"]):
+            super().__init__(**trainer_arguments)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train` does."""
-        if resume_from_checkpoint:
-            raise ConfigError("PrefixTrainer cannot resume yet: its checkpoints hold the prefix and no optimiser.")
-        return super().train(None, *args, **kwargs)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the prefix; on every process, because each may hold a shard of it."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        self.bank.save(self.prefix_name, folder / FILE_NAME)
+        prefix = self.bank.prefix(self.prefix_name)
+        if self.args.should_save:
+            save_prefix(prefix, folder / FILE_NAME)
+            model: Any = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "peft_config"):
+                model.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-
-class ProgressCallback(TrainerCallback):
-    """Shows a bar with loss, speed and time left, and keeps the speed for the report."""
-
-    def __init__(self, console: Console, tokens_per_epoch: int) -> None:
-        self.tokens_per_epoch = tokens_per_epoch
-        self.tokens_per_second = 0.0
-        self.started = 0.0
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.task = self.progress.add_task("training", total=None, loss="-", speed=0.0)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock and the bar."""
-        self.started = time.monotonic()
-        self.progress.update(self.task, total=state.max_steps)
-        self.progress.start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        self.tokens_per_second = (state.epoch or 0.0) * self.tokens_per_epoch / (time.monotonic() - self.started)
-        self.progress.update(self.task, completed=state.global_step, speed=self.tokens_per_second)
-
-    def on_log(
+    def create_model_card(  # type: ignore[override]  # TRL's and Transformers' differ in order
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        *,
+        model_name: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        dataset_name: str | None = None,
+        tags: str | Sequence[str] | None = None,
+        license: str | None = None,
+        language: str | None = None,
+        **unused: Any,
     ) -> None:
-        """Show the latest loss; raises `ConfigError` where there is none any more."""
-        if not logs or "loss" not in logs:
+        """Write `README.md`: the base model, the prefix, what it was trained on, how it did and how to load it."""
+        if not self.is_world_process_zero():
             return
-        if not math.isfinite(float(logs["loss"])):
-            raise ConfigError(
-                f"training diverged: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate, "
-                f"which is {args.learning_rate:g}."
-            )
-        self.progress.update(self.task, loss=f"{float(logs['loss']):.3f}")
+        card = model_card(
+            self.bank.prefix(self.prefix_name),
+            self.state,
+            self.args,
+            model_name,
+            [*_listed(dataset), *_listed(dataset_name)],
+            tags=["antefix", "prefix-tuning", *_listed(tags)],
+            license=license,
+            language=language,
+        )
+        write_atomically(Path(self.args.output_dir or ".") / "README.md", card.encode())
 
-    def close(self) -> None:
-        """Stop the bar, also when training was interrupted."""
-        self.progress.stop()
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        tensors = trained_tensors(self.bank.model)
+        if self.args.should_save:
+            save_trained(tensors, folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(self.bank.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_trained(self.bank.model, Path(str(self.state.best_model_checkpoint)))
+
+
+def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value or ()
+
+
+@contextmanager
+def _trainable_although_quantized(model: Any) -> Iterator[None]:
+    """Let Trainer take a quantised base: it asks whether adapters of PEFT are there to be trained, and a prefix is."""
+    loaded = getattr(model, "_hf_peft_config_loaded", None)
+    if loaded is None or not getattr(model, "is_quantized", False):
+        yield
+        return
+    model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = loaded

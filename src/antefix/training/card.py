@@ -1,0 +1,135 @@
+"""The model card of a prefix: what it belongs to, what it was trained on, how it did and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from transformers import TrainerState, TrainingArguments
+
+from antefix.prefix import Prefix
+
+_TEXT = """---
+{data}
+---
+
+# {name}
+
+A prefix for {base}: {tokens} virtual tokens at {sites}, trained with
+prefix-tuning ([Li & Liang, 2021](https://arxiv.org/abs/2101.00190)). It holds no weights of the base model.
+
+## How to load it
+
+```python
+import antefix
+from huggingface_hub import hf_hub_download
+from transformers import {auto}
+
+model = {auto}.from_pretrained({base_name!r})
+bank = antefix.attach(model)
+bank.load(hf_hub_download({repository!r}, "prefix.safetensors"), name="prefix")
+with bank.use("prefix"):
+    ...  # any forward or generate
+```
+
+## Training
+
+{training}
+
+## Results
+
+{results}
+"""
+
+
+def model_card(
+    prefix: Prefix,
+    state: TrainerState,
+    args: TrainingArguments,
+    model_name: str | None = None,
+    datasets: Sequence[str] = (),
+    **labels: Any,
+) -> str:
+    """Return the card as Markdown, with the hub's metadata on top, to which `labels` such as `license` are added."""
+    base = str(prefix.metadata.get("base_model") or "")
+    base_class = str(prefix.metadata.get("base_class"))
+    local = not base or Path(base).exists()
+    data = ModelCardData(
+        library_name="antefix",
+        base_model=None if local else base,
+        datasets=list(datasets) or None,
+        **labels,
+    )
+    name = model_name or Path(args.output_dir or "prefix").name
+    return _TEXT.format(
+        data=data.to_yaml(),
+        name=name,
+        base=f"`{base_class}`" if local else f"[{base}](https://huggingface.co/{base})",
+        tokens=prefix.num_virtual_tokens,
+        sites=_sites(prefix),
+        auto=_auto_class(base_class),
+        base_name="path/to/the/base/model" if local else base,
+        repository=args.hub_model_id or f"you/{name}",
+        training=_table(_training(state, args, datasets)),
+        results=_results(state),
+    )
+
+
+def _sites(prefix: Prefix) -> str:
+    layers: dict[str, int] = {}
+    for site in prefix.sites:
+        layers[site.kind] = layers.get(site.kind, 0) + 1
+    names = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
+    return " and ".join(f"{number} {names[kind]} layers" for kind, number in layers.items())
+
+
+def _auto_class(base_class: str) -> str:
+    """Return the Auto class that loads a model class, or, where its name does not tell, the class itself."""
+    tasks = {
+        "ForCausalLM": "AutoModelForCausalLM",
+        "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+        "ForSequenceClassification": "AutoModelForSequenceClassification",
+        "ForTokenClassification": "AutoModelForTokenClassification",
+    }
+    return next((auto for ending, auto in tasks.items() if base_class.endswith(ending)), base_class)
+
+
+def _training(state: TrainerState, args: TrainingArguments, datasets: Sequence[str]) -> dict[str, Any]:
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "data": ", ".join(datasets) or None,
+        "steps": state.global_step,
+        "epochs": round(state.epoch, 2) if state.epoch else None,
+        "examples a step": batch,
+        "learning rate": f"{args.learning_rate:g} ({_plain(args.lr_scheduler_type)})",
+        "optimiser": _plain(args.optim),
+        "weight decay": args.weight_decay,
+        "seed": args.seed,
+    }
+
+
+def _plain(choice: Any) -> str:
+    return str(getattr(choice, "value", choice))
+
+
+def _results(state: TrainerState) -> str:
+    """Return the last evaluation, or that there was none, and the last loss of training."""
+    evaluations = [log for log in state.log_history if any(name.startswith("eval_") for name in log)]
+    found = {
+        name.removeprefix("eval_").replace("_", " "): f"{value:.4g}"
+        for name, value in (evaluations[-1].items() if evaluations else ())
+        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+    }
+    losses = [log["loss"] for log in state.log_history if "loss" in log]
+    if losses:
+        found["last loss in training"] = f"{losses[-1]:.4g}"
+    if state.best_metric is not None:
+        found["best in evaluation"] = f"{state.best_metric:.4g}"
+    return _table(found) if found else "It was not evaluated."
+
+
+def _table(rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    return "\n".join(["| | |", "| --- | --- |", *lines])

@@ -1,0 +1,201 @@
+"""PrefixTrainer: checkpoints without the base, training that goes on bit for bit, the best one, early stopping."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import (
+    BartForConditionalGeneration,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+
+import antefix
+from antefix.training import PrefixTrainer
+from antefix.training.data import Collator
+from tests.conftest import build_model, draw_ids
+
+EXAMPLES = [{"input_ids": row, "labels": row} for row in (draw_ids(24, 7) // 2 + 4).tolist()]
+HELD_OUT = [{"input_ids": [66 - token for token in row["input_ids"]], "labels": [3] * 7} for row in EXAMPLES[:8]]
+"""Rows of other tokens with an answer that never occurs in training, so that training makes them worse."""
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    usual = {
+        "per_device_train_batch_size": 4, "max_steps": 8, "learning_rate": 0.05, "logging_steps": 1, "save_steps": 4,
+        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "remove_unused_columns": False, "seed": 3,
+    }  # fmt: skip
+    return TrainingArguments(output_dir=str(folder), **{**usual, **settings})
+
+
+def trainer(folder: Path, config: antefix.PrefixConfig | None = None, **settings: Any) -> PrefixTrainer:
+    """Return a trainer of a small Llama, always the same."""
+    bank = antefix.attach(build_model("llama"))
+    torch.manual_seed(0)
+    bank.add("p", config or antefix.PrefixConfig(5, init="random"))
+    callbacks = settings.pop("callbacks", [])
+    made = PrefixTrainer(
+        bank,
+        "p",
+        args=arguments(folder, **settings),
+        train_dataset=EXAMPLES,
+        eval_dataset=HELD_OUT,
+        data_collator=Collator(0),
+        callbacks=callbacks,
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def losses(made: Trainer) -> list[float]:
+    return [log["loss"] for log in made.state.log_history if "loss" in log]
+
+
+def names_in(path: Path) -> set[str]:
+    with safe_open(path, "pt") as file:
+        return set(file.keys())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        antefix.PrefixConfig(5, init="random", dropout=0.1),
+        antefix.PrefixConfig(5, init="random", reparameterization="mlp", encoder_hidden_size=16),
+        antefix.PrefixConfig(5, init="random", trainable_modules=["lm_head"]),
+    ],
+    ids=["embedding", "mlp", "head"],
+)
+def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(config: antefix.PrefixConfig, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", config)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "again" / "checkpoint-4")
+    resumed = trainer(tmp_path / "again", config)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    assert len(set(losses(whole))) == 8
+    first, second = whole.bank.prefix("p"), resumed.bank.prefix("p")
+    assert all(torch.equal(first.keys[path], second.keys[path]) for path in first.keys)
+    assert all(torch.equal(first.modules[name], second.modules[name]) for name in first.modules)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_base_weights(tmp_path: Path) -> None:
+    made = trainer(tmp_path, antefix.PrefixConfig(5, init="random", reparameterization="mlp", encoder_hidden_size=16))
+    made.train()
+    folder = tmp_path / "checkpoint-8"
+    assert {path.name for path in folder.iterdir()} >= {
+        "prefix.safetensors", "trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+        "trainer_state.json",
+    }  # fmt: skip
+    base_bytes = sum(p.numel() * 4 for n, p in made.bank.model.named_parameters() if "antefix" not in n)
+    assert all(name.startswith("antefix_prefixes.") for name in names_in(folder / "trained.safetensors"))
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < base_bytes
+    made.save_model(str(tmp_path / "final"))
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["prefix.safetensors"]
+    saved, now = antefix.load_prefix(tmp_path / "final" / "prefix.safetensors"), made.bank.prefix("p")
+    assert all(torch.equal(saved.keys[path], now.keys[path]) for path in now.keys)
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path, learning_rate=0.3, eval_strategy="steps", eval_steps=2, save_steps=2, max_steps=12,
+        load_best_model_at_end=True, lr_scheduler_type="constant",
+    )  # fmt: skip
+    made.train()
+    evaluations = {log["step"]: log["eval_loss"] for log in made.state.log_history if "eval_loss" in log}
+    best = min(evaluations, key=evaluations.__getitem__)
+    assert best < 12
+    assert made.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert made.evaluate()["eval_loss"] == evaluations[best]
+    kept = antefix.load_prefix(tmp_path / f"checkpoint-{best}" / "prefix.safetensors")
+    assert all(torch.equal(key, kept.keys[path]) for path, key in made.bank.prefix("p").keys.items())
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path, learning_rate=0.3, eval_strategy="steps", eval_steps=2, save_steps=2, max_steps=40,
+        load_best_model_at_end=True, lr_scheduler_type="constant", callbacks=[EarlyStoppingCallback(2)],
+    )  # fmt: skip
+    made.train()
+    assert made.state.global_step < 40
+    assert made.evaluate()["eval_loss"] == made.state.best_metric
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    other = trainer(tmp_path, antefix.PrefixConfig(6, init="random"))
+    with pytest.raises(
+        antefix.ConfigError, match=r"it has \(5, .* trained here has \(6, .*resume with the same prefix"
+    ):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    (tmp_path / "checkpoint-4" / "trained.safetensors").write_bytes(b"broken")
+    with pytest.raises(antefix.PrefixFormatError, match="is no checkpoint of PrefixTrainer"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_it_trains_a_prefix_that_was_kept_as_it_was(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    bank = made.bank
+    bank.requires_grad_("p", False)
+    assert not any(p.requires_grad for p in bank.model.parameters())
+    PrefixTrainer(bank, "p", args=arguments(tmp_path), train_dataset=EXAMPLES, data_collator=Collator(0))
+    assert [n for n, p in bank.model.named_parameters() if p.requires_grad] == ["antefix_prefixes.0.embedding.weight"]
+    bank.add("data", bank.prefix("p"))
+    with pytest.raises(antefix.ConfigError, match="'data' was added as a Prefix, which is data"):
+        bank.requires_grad_("data")
+
+
+def test_as_a_mixin_it_predicts_with_generate(tmp_path: Path) -> None:
+    class PrefixSeq2SeqTrainer(PrefixTrainer, Seq2SeqTrainer):
+        pass
+
+    model: PreTrainedModel = build_model("bart")
+    assert isinstance(model, BartForConditionalGeneration)
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    model.generation_config.update(min_new_tokens=8, max_length=9)
+    predicted: list[Any] = []
+
+    def score(prediction: Any) -> dict[str, float]:
+        predicted.append(prediction.predictions)
+        return {"rows": float(len(prediction.predictions))}
+
+    made = PrefixSeq2SeqTrainer(
+        bank,
+        "p",
+        args=Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_eval_batch_size=4,
+            max_steps=20,
+            learning_rate=0.3,
+            predict_with_generate=True,
+            use_cpu=True,
+            generation_max_length=9,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        ),  # fmt: skip
+        train_dataset=EXAMPLES,
+        eval_dataset=EXAMPLES[:6],
+        data_collator=Collator(0),
+        compute_metrics=score,
+    )
+    made.remove_callback(PrinterCallback)
+    made.train()
+    assert made.evaluate()["eval_rows"] == 6
+    ids = torch.tensor([row["input_ids"] for row in EXAMPLES[:6]])
+    with bank.use("p"):
+        expected = model.generate(input_ids=ids)
+    with bank.use(None):
+        bare = model.generate(input_ids=ids)
+    assert torch.equal(torch.from_numpy(predicted[0])[:, : expected.shape[1]], expected)
+    assert not torch.equal(expected, bare)
