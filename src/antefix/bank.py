@@ -35,10 +35,12 @@ def attach(
 ) -> PrefixBank:
     """Open every attention of a model to prefixes and return their bank; the model itself stays as it is.
 
+    Of a `PeftModel` the base is opened, with the LoRA layers that it has, so that its prefixes fit the bare base, too.
     Frozen prefixes stay on the CPU in the dtype they have; where attention needs another device or dtype, at most
     `max_resident_prefixes` have a copy there, the most recently used ones.
     Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
     """
+    model = getattr(model, "get_base_model", lambda: model)()
     if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:

@@ -183,7 +183,7 @@ def test_as_a_mixin_it_predicts_with_generate(tmp_path: Path) -> None:
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-        ),  # fmt: skip
+        ),
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES[:6],
         data_collator=Collator(0),

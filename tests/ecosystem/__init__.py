@@ -1,0 +1,1 @@
+"""antefix with the real libraries around it."""

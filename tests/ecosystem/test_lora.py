@@ -1,0 +1,157 @@
+"""A prefix beside a LoRA adapter of PEFT, whichever came first: computed, trained and saved together or apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.training import PrefixTrainer
+from antefix.training.data import Collator
+from tests.conftest import build_model, draw_ids
+
+peft = pytest.importorskip("peft", reason='PEFT is not installed: pip install "antefix[peft]"')
+
+IDS = draw_ids(3, 7)
+EXAMPLES = [{"input_ids": row, "labels": row} for row in draw_ids(16, 7).tolist()]
+
+
+def adapted(model: PreTrainedModel) -> Any:
+    """Return the model with LoRA layers that already do something."""
+    torch.manual_seed(2)
+    return peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
+    )
+
+
+def prefix_first() -> tuple[Any, antefix.PrefixBank]:
+    model = build_model("llama")
+    bank = antefix.attach(model)
+    torch.manual_seed(0)
+    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    return adapted(model), bank
+
+
+def adapter_first() -> tuple[Any, antefix.PrefixBank]:
+    model = adapted(build_model("llama"))
+    bank = antefix.attach(model)
+    torch.manual_seed(0)
+    bank.add("p", antefix.PrefixConfig(5, init="random"), freeze_base=False)
+    return model, bank
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("order", [prefix_first, adapter_first])
+def test_together_they_are_the_prefix_on_merged_weights(order: Any) -> None:
+    model, bank = order()
+    merged = adapted(build_model("llama")).merge_and_unload()
+    reference = antefix.attach(merged)
+    reference.add("p", bank.prefix("p"))
+    with reference.use("p"):
+        expected = logits(merged)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)  # LoRA adds in another order than merged
+    for other in (bank.use(None), model.disable_adapter()):
+        with other:
+            assert (logits(model) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("order", [prefix_first, adapter_first])
+def test_sites_are_those_of_the_bare_base(order: Any) -> None:
+    model, bank = order()
+    assert bank.sites == antefix.discover_sites(build_model("llama"))
+    assert bank.fingerprint == bank.prefix("p").metadata["fingerprint"]
+    bare = antefix.attach(build_model("llama"))
+    bare.add("p", bank.prefix("p"))
+    with bare.use("p"), model.disable_adapter():
+        torch.testing.assert_close(logits(bare.model), logits(model), atol=1e-6, rtol=0)
+
+
+def trained(model: Any, bank: antefix.PrefixBank, folder: Path) -> PrefixTrainer:
+    trainer = PrefixTrainer(
+        bank,
+        "p",
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder), max_steps=4, save_steps=2, per_device_train_batch_size=4, learning_rate=0.05,
+            logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
+        ),
+        train_dataset=EXAMPLES,
+        data_collator=Collator(0),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("order", [prefix_first, adapter_first])
+def test_they_train_together_and_are_saved_apart(order: Any, tmp_path: Path) -> None:
+    model, bank = order()
+    before = {name: p.detach().clone() for name, p in bank.model.named_parameters()}
+    trainer = trained(model, bank, tmp_path)
+    changed = {name for name, p in bank.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if "lora_" in name or name.startswith("antefix_prefixes.")}
+
+    trainer.save_model(str(tmp_path / "final"))
+    assert {path.name for path in (tmp_path / "final").iterdir()} >= {"prefix.safetensors", "adapter_model.safetensors"}
+    assert all("lora_" in name for name in load_file(tmp_path / "final" / "adapter_model.safetensors"))
+    again = peft.PeftModel.from_pretrained(build_model("llama"), tmp_path / "final")
+    loaded = antefix.attach(again)
+    loaded.load(tmp_path / "final" / "prefix.safetensors", "p")
+    with loaded.use("p"):
+        assert torch.equal(logits(again), logits(model.eval()))
+
+    resumed, other = order()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    second = PrefixTrainer(
+        other, "p", model=resumed, args=trainer.args, train_dataset=EXAMPLES, data_collator=Collator(0)
+    )
+    second.remove_callback(PrinterCallback)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [log["loss"] for log in second.state.log_history if "loss" in log] == losses
+
+
+def test_either_trains_alone(tmp_path: Path) -> None:
+    model = adapted(build_model("llama"))
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    assert {name.split(".")[0] for name, p in bank.model.named_parameters() if p.requires_grad} == {"antefix_prefixes"}
+
+    model, bank = prefix_first()
+    assert all("lora_" in name for name, p in bank.model.named_parameters() if p.requires_grad)
+    before = bank.prefix("p")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(key, before.keys[path]) for path, key in bank.prefix("p").keys.items())
+
+
+def test_rows_choose_adapter_and_prefix_by_themselves() -> None:
+    """PEFT picks an adapter for each row, the bank a prefix."""
+    model = adapted(build_model("llama"))
+    bank = antefix.attach(model)
+    bank.add("p", random_prefix(bank.sites, 5))
+    model.eval()
+    names = ["default", "__base__", "default"]
+    with bank.use(["p", "p", None]), torch.no_grad():
+        mixed = model(input_ids=IDS, adapter_names=names).logits
+    for row, (adapter, prefix) in enumerate(zip(names, ["p", "p", None], strict=True)):
+        with bank.use(prefix), torch.no_grad():
+            alone = model(input_ids=IDS[row : row + 1], adapter_names=[adapter]).logits[0]
+        torch.testing.assert_close(mixed[row], alone, atol=1e-5, rtol=0)  # rows of a batch are multiplied otherwise

@@ -1,0 +1,177 @@
+"""TRL's trainers, real, on a model with a bank: packing, and a reference that is no second copy."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+
+import antefix
+from antefix.embedded import model_path
+from antefix.training import BareBase, PrefixTrainer
+
+trl = pytest.importorskip("trl", reason='TRL is not installed: pip install "antefix[trl]"')
+
+TOKENIZER = AutoTokenizer.from_pretrained(model_path())
+QUIET = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "logging_steps": 1,
+    "bf16": False,
+    "save_strategy": "no",
+}
+
+
+class PrefixSFTTrainer(PrefixTrainer, trl.SFTTrainer):
+    """SFT that saves prefixes."""
+
+
+class PrefixDPOTrainer(PrefixTrainer, trl.DPOTrainer):
+    """DPO that saves prefixes."""
+
+
+def base() -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    return model
+
+
+def attached() -> antefix.PrefixBank:
+    bank = antefix.attach(base())
+    torch.manual_seed(0)
+    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    return bank
+
+
+def losses(trainer: Any) -> list[float]:
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def row_losses(model: PreTrainedModel, rows: list[list[int]]) -> tuple[float, int]:
+    """Return the sum of the losses of rows that each run alone, and of how many tokens."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=ids).loss.item() * (len(row) - 1)
+        tokens += len(row) - 1
+    return total, tokens
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sft(packing: bool, tmp_path: Path) -> None:
+    """The first loss is that of the rows one by one, each behind the prefix, also where TRL packs them into one."""
+    bank = attached()
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 1000, (length,), generator=generator).tolist() for length in (9, 14, 5, 20)]
+    total, tokens = row_losses(bank.model, rows)
+    trainer = PrefixSFTTrainer(
+        bank,
+        "p",
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path), packing=packing, max_length=64, per_device_train_batch_size=1 if packing else 4,
+            max_steps=3, learning_rate=0.05, **QUIET,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=TOKENIZER,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(batch["input_ids"]) == (1 if packing else 4)
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(total / tokens, abs=1e-5)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainer.save_model()
+    assert [path.name for path in tmp_path.iterdir()] == ["prefix.safetensors"]
+
+
+def preferences() -> Dataset:
+    rows = [{"prompt": f"name: {name} |", "chosen": " job: baker", "rejected": " job: pilot"} for name in "ABCDEFGH"]
+    return Dataset.from_list(rows)
+
+
+def dpo(bank: antefix.PrefixBank, folder: Path, **given: Any) -> PrefixDPOTrainer:
+    settings = given.pop("settings", {})
+    trainer = PrefixDPOTrainer(
+        bank,
+        "p",
+        args=trl.DPOConfig(
+            output_dir=str(folder), per_device_train_batch_size=4, max_steps=4, learning_rate=0.02, **QUIET, **settings
+        ),
+        train_dataset=preferences(),
+        processing_class=TOKENIZER,
+        **given,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def live_bytes() -> int:
+    """Return how many bytes the tensors of this process hold, each storage once."""
+    gc.collect()
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if torch.is_tensor(t)
+    }
+    return sum(storages.values())
+
+
+def test_the_reference_of_dpo_is_the_same_model_without_its_prefix(tmp_path: Path) -> None:
+    bank = attached()
+    base_bytes = sum(p.numel() * p.element_size() for p in bank.model.parameters())
+    before = live_bytes()
+    shared = dpo(bank, tmp_path / "shared")
+    assert isinstance(shared.ref_model, BareBase)
+    assert list(shared.ref_model.parameters()) == []
+    assert live_bytes() - before < 0.05 * base_bytes
+    shared.train()
+
+    copied = dpo(attached(), tmp_path / "copied", ref_model=base())
+    assert live_bytes() - before > 0.95 * base_bytes
+    copied.train()
+    assert losses(shared) == losses(copied)
+    assert losses(shared)[0] > losses(shared)[-1]
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_rewards_are_measured_against_the_bare_base(precompute: bool, tmp_path: Path) -> None:
+    """DPO's first loss, worked out by hand from the log-probabilities with and without the prefix."""
+    bank = attached()
+    model = bank.model
+    sums: dict[tuple[bool, str], torch.Tensor] = {}
+    for on in (True, False):
+        for side in ("chosen", "rejected"):
+            found = []
+            for row in preferences():
+                prompt, whole = TOKENIZER(row["prompt"])["input_ids"], TOKENIZER(row["prompt"] + row[side])["input_ids"]
+                ids = torch.tensor([[*whole, TOKENIZER.eos_token_id]])
+                with torch.no_grad(), bank.use("p" if on else None):
+                    logp = model(input_ids=ids).logits.log_softmax(-1)[0, :-1]
+                found.append(logp.gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
+            sums[on, side] = torch.stack(found)
+    margins = (sums[True, "chosen"] - sums[False, "chosen"]) - (sums[True, "rejected"] - sums[False, "rejected"])
+    expected = -torch.nn.functional.logsigmoid(0.1 * margins).mean().item()
+    settings = {"precompute_ref_log_probs": precompute, "beta": 0.1}
+    trainer = dpo(bank, tmp_path, settings=settings | {"gradient_accumulation_steps": 2})
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - 0.6931) > 1e-3
+
+
+def test_a_reference_knows_its_weights_but_holds_none() -> None:
+    bank = attached()
+    state = bank.model.state_dict()
+    bare = BareBase(bank)
+    assert set(bare.state_dict()) == {name for name in state if not name.startswith("antefix_prefixes.")}
+    ids = torch.tensor([[5, 6, 7]])
+    with bank.use(None):
+        expected = bank.model(input_ids=ids).logits
+    assert torch.equal(bare(input_ids=ids).logits, expected)
+    assert torch.equal(
+        bare.base_model(input_ids=ids)[0], bare(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    )
+    assert not torch.equal(bank.model(input_ids=ids).logits, expected)
