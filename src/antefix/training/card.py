@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ import antefix
 from huggingface_hub import hf_hub_download
 from transformers import {auto}
 
-model = {auto}.from_pretrained({base_name!r})
+model = {auto}.from_pretrained({base_name})
 bank = antefix.attach(model)
-bank.load(hf_hub_download({repository!r}, "prefix.safetensors"), name="prefix")
+bank.load(hf_hub_download({repository}, "prefix.safetensors"), name="prefix")
 with bank.use("prefix"):
     ...  # any forward or generate
 ```
@@ -59,6 +60,7 @@ def model_card(
     data = ModelCardData(
         library_name="antefix",
         base_model=None if local else base,
+        base_model_relation=None if local else "adapter",
         datasets=list(datasets) or None,
         **labels,
     )
@@ -66,12 +68,12 @@ def model_card(
     return _TEXT.format(
         data=data.to_yaml(),
         name=name,
-        base=f"`{base_class}`" if local else f"[{base}](https://huggingface.co/{base})",
+        base=f"`{base_class if local else base}`",
         tokens=prefix.num_virtual_tokens,
         sites=_sites(prefix),
         auto=_auto_class(base_class),
-        base_name="path/to/the/base/model" if local else base,
-        repository=args.hub_model_id or f"you/{name}",
+        base_name=json.dumps("path/to/the/base/model" if local else base),
+        repository=json.dumps(args.hub_model_id or f"you/{name}"),
         training=_table(_training(state, args, datasets)),
         results=_results(state),
     )
@@ -132,4 +134,4 @@ def _results(state: TrainerState) -> str:
 
 def _table(rows: dict[str, Any]) -> str:
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
-    return "\n".join(["| | |", "| --- | --- |", *lines])
+    return "\n".join(["| what | value |", "| --- | --- |", *lines])
