@@ -148,7 +148,7 @@ def test_push_and_load(hub: str, tmp_path: Path) -> None:
     for expected in (
         "library_name: antefix", "- prefix-tuning", "- someone/small-data", "license: apache-2.0",
         "5 virtual tokens at 3 decoder layers", "| steps | 2 |", "| loss |",
-        'hf_hub_download("someone/small-prefix", "prefix.safetensors")', 
+        'hf_hub_download("someone/small-prefix", "prefix.safetensors")',
         'AutoModelForCausalLM.from_pretrained("someone/small-llama")', "base_model: someone/small-llama",
         "A prefix for `someone/small-llama`",
     ):  # fmt: skip
