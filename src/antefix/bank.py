@@ -22,6 +22,7 @@ from antefix.heads import Heads
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.sharding import call_whole
 from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, stack_path
 from antefix.stack import Selection, Stack, names_of
 from antefix.storage import load_prefix, save_prefix
@@ -153,7 +154,8 @@ class PrefixBank:
         if isinstance(held, Prefix):
             return Prefix(held.sites, held.keys, held.values, metadata, held.modules)
         with torch.no_grad():
-            made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
+            parts = [call_whole(encoder, "keys_and_values", dropout=False) for encoder in held]
+        made = {path: pair for part in parts for path, pair in part.items()}
         return Prefix(
             sites=tuple(site for site in self.sites if site.path in made),
             keys={path: key.cpu().clone(memory_format=torch.contiguous_format) for path, (key, _) in made.items()},

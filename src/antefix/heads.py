@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixMismatchError
+from antefix.sharding import whole
 from antefix.stack import Selection, names_of, rows_of
 
 
@@ -52,7 +53,7 @@ class Heads:
     def parameters(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a prefix's modules as `load` takes them."""
         return {
-            f"{path}:{parameter}": tensor.detach()
+            f"{path}:{parameter}": whole(tensor.detach())
             for path, module in self._copies.get(name, {}).items()
             for parameter, tensor in module.state_dict().items()
         }

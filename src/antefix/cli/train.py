@@ -13,6 +13,7 @@ from rich.table import Table
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
 from antefix.training.data import unescape
+from antefix.training.launch import is_main_process
 
 INTERRUPTED = 130
 
@@ -82,7 +83,7 @@ def train(
         "seed": seed,
         "prefix": prefix,
     }
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
     result = train_reporting_interrupts(chosen, console)
     print_result(result, console)

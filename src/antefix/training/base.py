@@ -20,6 +20,7 @@ from antefix.bank import PrefixBank, attach
 from antefix.embedded import model_path
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.training.data import ExampleTokenizer
+from antefix.training.launch import local_rank
 
 
 def load_base(
@@ -40,7 +41,7 @@ def load_base(
         raise ConfigError(f"the model '{name}' cannot be loaded: {_on_one_line(error)}") from error
     for_answers = _load_tokenizer(answer_tokenizer) if answer_tokenizer else tokenizer
     encoder = ExampleTokenizer(tokenizer, for_answers, config.is_encoder_decoder, max_length)
-    return model.to("cuda" if on_gpu else "cpu").eval(), encoder
+    return model.to(f"cuda:{local_rank()}" if on_gpu else "cpu").eval(), encoder
 
 
 def attach_writer(model: PreTrainedModel) -> PrefixBank:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from antefix.errors import ConfigError, PrefixFormatError
+from antefix.sharding import like, whole
 from antefix.storage import write_atomically
 
 TRAINED_NAME = "trained.safetensors"
@@ -48,16 +47,4 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(_placed_like(parameter, kept[name]))
-
-
-def whole(parameter: Tensor) -> Tensor:
-    """Return a parameter as one tensor, gathered from the processes that each hold a shard of it."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def _placed_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return tensor
-    mesh: Any = parameter.device_mesh
-    return cast(Tensor, distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements))
+            parameter.copy_(like(parameter, kept[name]))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, se
 
 from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, DataError
-from antefix.storage import write_atomically
+from antefix.storage import save_prefix, write_atomically
 from antefix.training.base import attach_writer, load_base
 from antefix.training.curve import draw_loss_curve
 from antefix.training.data import (
@@ -28,6 +28,7 @@ from antefix.training.data import (
     read_rows,
 )
 from antefix.training.evaluation import exact_match, longest_answer, loss_per_token, padding_id
+from antefix.training.launch import is_main_process
 from antefix.training.progress import ProgressCallback
 from antefix.training.recipe import Recipe
 from antefix.training.room import Room
@@ -49,10 +50,11 @@ class TrainingResult:
 def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     """Train a prefix as a recipe says; nothing is written before data, templates and model are known to fit.
 
+    Under `torchrun` or `accelerate launch`, `batch_size` is that of each process, and the first one writes.
     Raises `AntefixError` for bad settings, data or models. An interrupt leaves the last checkpoint in
     `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_main_process())
     if Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise ConfigError(f"output is '{recipe.output}', which is a file; name a folder.")
     examples, held_out = _examples(recipe)
@@ -190,6 +192,8 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
             remove_unused_columns=False,
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            use_cpu=not torch.accelerator.is_available(),  # else processes on a CPU would not know of each other
             report_to="none",
         )
     except ImportError as error:
@@ -198,8 +202,10 @@ def _arguments(recipe: Recipe) -> TrainingArguments:
 
 def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:
     folder = Path(recipe.output)
-    prefix_path, metrics_path = folder / FILE_NAME, folder / "metrics.json"
-    bank.save(recipe.name, prefix_path)
+    prefix_path, metrics_path, curve = folder / FILE_NAME, folder / "metrics.json", folder / "loss.png"
+    prefix = bank.prefix(recipe.name)  # every process may hold a shard of it
+    if not is_main_process():
+        return TrainingResult(prefix_path, metrics_path, curve, metrics)
+    save_prefix(prefix, prefix_path)
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
-    curve = draw_loss_curve(metrics, folder / "loss.png")
-    return TrainingResult(prefix_path, metrics_path, curve, metrics)
+    return TrainingResult(prefix_path, metrics_path, draw_loss_curve(metrics, curve), metrics)

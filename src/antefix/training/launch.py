@@ -1,0 +1,15 @@
+"""Which of several processes this is, as `torchrun` and `accelerate launch` number them."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_main_process() -> bool:
+    """Tell whether this process speaks and writes for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_rank() -> int:
+    """Return which of its machine's processes this is, and so which GPU is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
