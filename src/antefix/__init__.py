@@ -1,6 +1,7 @@
 """Prefix-tuning for every Transformers model: train, keep, mix and serve per-layer key/value prefixes."""
 
 from antefix.bank import PrefixBank, attach
+from antefix.composition import average, concat
 from antefix.config import PrefixConfig
 from antefix.encoder import PrefixEncoder
 from antefix.errors import (
@@ -13,7 +14,7 @@ from antefix.errors import (
     UnknownPrefixError,
     UnsupportedModelError,
 )
-from antefix.prefix import Prefix, concat
+from antefix.prefix import Prefix
 from antefix.sites import Site, discover_sites
 from antefix.storage import load_prefix, save_prefix
 
@@ -34,6 +35,7 @@ __all__ = [
     "UnknownPrefixError",
     "UnsupportedModelError",
     "attach",
+    "average",
     "concat",
     "discover_sites",
     "load_prefix",

@@ -43,6 +43,19 @@ class Prefix:
         """How many tokens the prefix stands for."""
         return next(iter(self.keys.values())).shape[1]
 
+    def __getitem__(self, tokens: slice) -> Prefix:
+        """Return the prefix of some tokens, `prefix[1:]` the one without the first; they keep their positions.
+
+        Raises `ConfigError` where none is left.
+        """
+        if not isinstance(tokens, slice) or not range(*tokens.indices(self.num_virtual_tokens)):
+            raise ConfigError(
+                f"{tokens!r} names no part of {self.num_virtual_tokens} virtual tokens; take a slice, such as "
+                "prefix[1:] or prefix[:8]."
+            )
+        keys, values = ({path: t[:, tokens] for path, t in part.items()} for part in (self.keys, self.values))
+        return Prefix(self.sites, keys, values, self.metadata, self.modules)
+
     def to(self, device: torch.device) -> Prefix:
         """Return the same prefix on a device."""
         parts = (self.keys, self.values, self.modules)
@@ -84,27 +97,6 @@ class Prefix:
                         f"the {name} of '{site.path}' is {tensor.dtype} of shape {tuple(tensor.shape)}; "
                         f"expected a floating-point tensor of shape {expected}."
                     )
-
-
-def concat(prefixes: Sequence[Prefix]) -> Prefix:
-    """Put prefixes of one base model one after another into one; metadata and modules of the first are kept.
-
-    Keys are joined as they are: each part keeps the positions it was trained at.
-    Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
-    """
-    if not prefixes:
-        raise ConfigError("concat needs at least one prefix.")
-    first = prefixes[0]
-    for other in prefixes[1:]:
-        if set(other.sites) != set(first.sites):
-            raise PrefixMismatchError("prefixes can be concatenated only where they have the same sites; these differ.")
-    return Prefix(
-        sites=first.sites,
-        keys={path: torch.cat([prefix.keys[path] for prefix in prefixes], dim=1) for path in first.keys},
-        values={path: torch.cat([prefix.values[path] for prefix in prefixes], dim=1) for path in first.values},
-        metadata=first.metadata,
-        modules=first.modules,
-    )
 
 
 def geometry_fingerprint(sites: Sequence[Site]) -> str:

@@ -50,16 +50,16 @@ def test_tensors_must_fit_their_sites(change: str) -> None:
         Prefix(SITES, keys, prefix.values)
 
 
-def test_concat_joins_tokens() -> None:
-    first, second = random_prefix(SITES, 3), random_prefix(SITES, 5)
-    both = antefix.concat([first, second])
-    assert both.num_virtual_tokens == 8
-    assert torch.equal(both.keys["b"][:, :3], first.keys["b"])
-    assert torch.equal(both.values["b"][:, 3:], second.values["b"])
-    with pytest.raises(antefix.ConfigError):
-        antefix.concat([])
-    with pytest.raises(antefix.PrefixMismatchError):
-        antefix.concat([first, random_prefix(SITES[:1], 3)])
+def test_a_slice_is_the_prefix_of_some_tokens() -> None:
+    prefix = random_prefix(SITES, 5)
+    part = prefix[1:4]
+    assert part.num_virtual_tokens == 3
+    assert torch.equal(part.keys["b"], prefix.keys["b"][:, 1:4])
+    assert torch.equal(part.values["a"], prefix.values["a"][:, 1:4])
+    assert prefix[-2:].num_virtual_tokens == 2
+    for nothing in (slice(3, 3), slice(9, None), 2):
+        with pytest.raises(antefix.ConfigError, match="no part of 5 virtual tokens"):
+            prefix[nothing]
 
 
 def test_a_prefix_of_another_base_says_what_differs() -> None:

@@ -23,6 +23,7 @@ def test_public_names() -> None:
         "UnknownPrefixError",
         "UnsupportedModelError",
         "attach",
+        "average",
         "concat",
         "discover_sites",
         "load_prefix",

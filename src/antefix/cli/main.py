@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from antefix import __version__
+from antefix.cli.compose import compose
 from antefix.cli.demo import demo
 from antefix.cli.generate import generate
 from antefix.cli.train import INTERRUPTED, train
@@ -69,4 +70,5 @@ def _options(
 app.command()(demo)
 app.command()(train)
 app.command()(generate)
+app.command()(compose)
 app.command()(walkthrough)

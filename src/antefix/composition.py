@@ -1,0 +1,82 @@
+"""New prefixes from old ones: one after another, averaged, or a part of one.
+
+Keys are taken as they are, so each token keeps the position it was trained at. Of two prefixes in a row, both begin
+where each began alone, and the sequence stands behind their tokens together, further from each than in training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from antefix.errors import ConfigError, PrefixMismatchError
+from antefix.prefix import Prefix
+
+
+def concat(prefixes: Sequence[Prefix]) -> Prefix:
+    """Put prefixes of one base model one after another into one; metadata and modules of the first are kept.
+
+    Cartridges (Eyuboglu et al. 2025, arXiv 2506.06266) of two documents put together so answer questions of both.
+    Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
+    """
+    return _combined(prefixes, lambda tensors: torch.cat(list(tensors), dim=1), prefixes[0].modules if prefixes else {})
+
+
+def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) -> Prefix:
+    """Average keys, values and modules token by token, such as of several seeds or checkpoints of one training.
+
+    `weights`, one for each, are scaled to add up to 1. Metadata of the first is kept. Raises `ConfigError` for weights
+    that cannot be, and `PrefixMismatchError` where sites, lengths or modules differ.
+    """
+    shares = _shares(prefixes, weights)
+    for other in prefixes[1:]:
+        if other.num_virtual_tokens != prefixes[0].num_virtual_tokens:
+            raise PrefixMismatchError(
+                f"prefixes can be averaged only where they are equally long; these have "
+                f"{prefixes[0].num_virtual_tokens} and {other.num_virtual_tokens} virtual tokens."
+            )
+        if {name: t.shape for name, t in other.modules.items()} != {
+            name: t.shape for name, t in prefixes[0].modules.items()
+        }:
+            raise PrefixMismatchError("prefixes can be averaged only where the modules beside them are the same.")
+
+    def mean(tensors: Sequence[Tensor]) -> Tensor:
+        # In double precision: the average of equal prefixes is then the same prefix.
+        total = sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
+        assert isinstance(total, Tensor)
+        return total.to(tensors[0].dtype)
+
+    modules = {name: mean([prefix.modules[name] for prefix in prefixes]) for name in prefixes[0].modules}
+    return _combined(prefixes, mean, modules)
+
+
+def _combined(
+    prefixes: Sequence[Prefix], combine: Callable[[Sequence[Tensor]], Tensor], modules: Mapping[str, Tensor]
+) -> Prefix:
+    if not prefixes:
+        raise ConfigError("there are no prefixes to put together; give at least one.")
+    first = prefixes[0]
+    for other in prefixes[1:]:
+        fingerprints = {prefix.metadata.get("fingerprint") for prefix in (first, other)} - {None}
+        if set(other.sites) != set(first.sites) or len(fingerprints) > 1:
+            raise PrefixMismatchError("prefixes can be put together only where they have the same sites; these differ.")
+    return Prefix(
+        sites=first.sites,
+        keys={path: combine([prefix.keys[path] for prefix in prefixes]) for path in first.keys},
+        values={path: combine([prefix.values[path] for prefix in prefixes]) for path in first.values},
+        metadata=first.metadata,
+        modules=modules,
+    )
+
+
+def _shares(prefixes: Sequence[Prefix], weights: Sequence[float] | None) -> list[float]:
+    if not prefixes:
+        raise ConfigError("there are no prefixes to put together; give at least one.")
+    given = [1.0] * len(prefixes) if weights is None else list(weights)
+    total = sum(given)
+    if len(given) != len(prefixes) or not math.isfinite(total) or total <= 0:
+        raise ConfigError(f"the weights {given} must be {len(prefixes)} numbers whose sum is above 0.")
+    return [weight / total for weight in given]

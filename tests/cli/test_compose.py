@@ -1,0 +1,59 @@
+"""`antefix compose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.sites import Site
+from tests.cli.conftest import Invoke
+
+SITES = (Site("a", "decoder", 0, 2, 6, 4),)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+    for path in paths:
+        antefix.save_prefix(random_prefix(SITES, 3), path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], lambda first, second: torch.cat([first, second], dim=1)),
+        (["--tokens", "1:"], lambda first, second: torch.cat([first[:, 1:], second], dim=1)),
+        (["--average"], lambda first, second: (first + second) / 2),
+        (["--average", "--weight", 1, "--weight", 3, "--tokens", ":2"], lambda a, b: (a / 4 + b * 3 / 4)[:, :2]),
+    ],
+)
+def test_compose(options: list[object], expected, files: list[Path], tmp_path: Path, invoke: Invoke) -> None:
+    output = tmp_path / "out" / "both.safetensors"
+    finished = invoke("compose", *files, "--output", output, *options)
+    assert finished.exit_code == 0
+    first, second, made = (antefix.load_prefix(path).keys["a"] for path in (*files, output))
+    torch.testing.assert_close(made, expected(first, second))
+    assert f"{made.shape[1]} virtual tokens" in finished.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight", 1], "--weight is for --average"),
+        (["--average", "--weight", 1], "must be 2 numbers"),
+        (["--tokens", "3"], "it must be START:STOP"),
+        (["--tokens", "a:b"], "it must be START:STOP"),
+        (["--tokens", "6:"], "no part of 6 virtual tokens"),
+    ],
+)
+def test_bad_input(options: list[object], message: str, files: list[Path], tmp_path: Path, invoke: Invoke) -> None:
+    output = tmp_path / "both.safetensors"
+    finished = invoke("compose", *files, "--output", output, *options)
+    assert finished.exit_code == 1
+    assert message in finished.output
+    assert not output.exists()

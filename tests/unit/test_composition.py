@@ -1,0 +1,60 @@
+"""Prefixes from prefixes: joined and averaged; the model that attends over both is in the parity tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.prefix import Prefix
+from antefix.sites import Site
+
+SITES = (Site("a", "decoder", 0, 2, 6, 4), Site("b", "decoder", 1, 2, 6, 4))
+
+
+def with_head(prefix: Prefix, value: float) -> Prefix:
+    return replace(prefix, modules={"classifier:weight": torch.full((2, 3), value)})
+
+
+def test_concat_joins_tokens() -> None:
+    first, second = random_prefix(SITES, 3), random_prefix(SITES, 5)
+    both = antefix.concat([first, second])
+    assert both.num_virtual_tokens == 8
+    assert torch.equal(both.keys["b"][:, :3], first.keys["b"])
+    assert torch.equal(both.values["b"][:, 3:], second.values["b"])
+    again = antefix.concat([both[:3], both[3:]])
+    assert all(torch.equal(again.keys[path], key) for path, key in both.keys.items())
+
+
+def test_average_of_each_token() -> None:
+    first, second = (with_head(random_prefix(SITES, 3), value) for value in (1.0, 5.0))
+    mean = antefix.average([first, second], weights=[3, 1])
+    torch.testing.assert_close(mean.keys["b"], 0.75 * first.keys["b"] + 0.25 * second.keys["b"])
+    torch.testing.assert_close(mean.values["a"], 0.75 * first.values["a"] + 0.25 * second.values["a"])
+    assert torch.equal(mean.modules["classifier:weight"], torch.full((2, 3), 2.0))
+    same = antefix.average([first, first, first])
+    assert all(torch.equal(same.keys[path], key) for path, key in first.keys.items())
+    halves = antefix.average([replace(p, keys={k: t.bfloat16() for k, t in p.keys.items()}) for p in (first, second)])
+    assert halves.keys["a"].dtype == torch.bfloat16
+
+
+def test_what_cannot_be_put_together() -> None:
+    first, longer, fewer = random_prefix(SITES, 3), random_prefix(SITES, 4), random_prefix(SITES[:1], 3)
+    for combine in (antefix.concat, antefix.average):
+        with pytest.raises(antefix.ConfigError, match="no prefixes"):
+            combine([])
+        with pytest.raises(antefix.PrefixMismatchError, match="the same sites"):
+            combine([first, fewer])
+        others = [replace(first, metadata={"fingerprint": name}) for name in ("one", "other")]
+        with pytest.raises(antefix.PrefixMismatchError, match="the same sites"):
+            combine(others)
+    with pytest.raises(antefix.PrefixMismatchError, match="3 and 4 virtual tokens"):
+        antefix.average([first, longer])
+    with pytest.raises(antefix.PrefixMismatchError, match="modules"):
+        antefix.average([first, with_head(first, 1.0)])
+    for weights in ([1.0], [1.0, -1.0], [float("nan"), 1.0]):
+        with pytest.raises(antefix.ConfigError, match="must be 2 numbers whose sum is above 0"):
+            antefix.average([first, first], weights)
