@@ -57,5 +57,5 @@ clean:  ## remove what the commands above made
 	touch $@
 
 .venv/dev.done: pyproject.toml .venv/demo.done
-	$(INSTALL) --editable '.[train,plot,eval,peft,dev]'
+	$(INSTALL) --editable '.[train,plot,eval,peft,trl,dev]'
 	touch $@
