@@ -16,10 +16,11 @@ from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
-from antefix.encoder import PrefixEncoder
+from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
 from antefix.heads import Heads
 from antefix.initialize import random_prefix, text_prefix, zero_prefix
+from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, stack_path
@@ -59,7 +60,7 @@ class PrefixBank:
         self.model = model
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
-        self._prefixes: dict[str, Prefix | list[PrefixEncoder]] = {}
+        self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
         self._placement = placement
         self._trainable = nn.ModuleList()
@@ -89,30 +90,34 @@ class PrefixBank:
     def add(
         self,
         name: str,
-        source: PrefixConfig | Prefix | None = None,
+        source: PrefixConfig | Prefix | PrefixSource | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a prefix: from a `PrefixConfig` a trainable one, made active, the base frozen; a `Prefix` as it is.
 
-        `metadata` is kept with the prefix and saved with it. Raises `ConfigError`, `ContextLengthError` where the
-        model has too few positions, and `PrefixMismatchError` for a `Prefix` of another base model.
+        A `PrefixSource` makes the prefix anew for every forward. It stays the caller's: its parameters are not put into
+        the model, and nothing is frozen for it. `metadata` is kept with the prefix and saved with it. Raises
+        `ConfigError`, `ContextLengthError` where the model has too few positions, and `PrefixMismatchError` for a
+        `Prefix` or a source of another base model.
         """
         self._check_attached()
         if not isinstance(name, str) or not name:
             raise ConfigError(f"a prefix needs a name; {name!r} is none.")
         if name in self._prefixes:
             raise ConfigError(f"there is a prefix named '{name}' already; remove it first.")
-        if source is not None and not isinstance(source, (Prefix, PrefixConfig)):
+        if source is not None and not isinstance(source, (Prefix, PrefixConfig, PrefixSource)):
             raise ConfigError(
-                f"a prefix is made from a PrefixConfig or a Prefix, not from {source!r}; files are load()ed."
+                f"a prefix is made from a PrefixConfig, a Prefix or a PrefixSource, not from {source!r}; files are "
+                "load()ed."
             )
-        if isinstance(source, Prefix):
-            source.check_fits(self.sites, self.fingerprint)
-            self._check_length(source.sites, source.num_virtual_tokens)
-            self._heads.load(name, source.modules)
-            self._prefixes[name] = source.to(torch.device("cpu"))
-            self._metadata[name] = {**source.metadata, **(metadata or {})}
+        if isinstance(source, (Prefix, PrefixSource)):
+            made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
+            made.check_fits(self.sites, self.fingerprint)
+            self._check_length(made.sites, made.num_virtual_tokens)
+            self._heads.load(name, made.modules)
+            self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
+            self._metadata[name] = {**made.metadata, **(metadata or {})}
             return
         config = source or PrefixConfig()
         encoders = self._encoders(config, tokenizer)
@@ -123,8 +128,8 @@ class PrefixBank:
         self.activate(name)
 
     def load(self, path: str | os.PathLike[str], name: str) -> None:
-        """Add the prefix of a file, frozen and ready to use."""
-        self.add(name, load_prefix(path))
+        """Add the prefix of a file, or of a folder that PEFT saved, frozen and ready to use."""
+        self.add(name, read_peft(path, self.model, self.sites) if os.path.isdir(path) else load_prefix(path))
 
     def save(self, name: str, path: str | os.PathLike[str]) -> None:
         """Write a prefix to a file, without the encoder that made it."""
@@ -136,17 +141,7 @@ class PrefixBank:
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
             return Prefix(held.sites, held.keys, held.values, metadata, held.modules)
-        with torch.no_grad():
-            made = {path: pair for encoder in held for path, pair in encoder.keys_and_values(dropout=False).items()}
-        return Prefix(
-            sites=tuple(site for site in self.sites if site.path in made),
-            keys={path: key.cpu().clone(memory_format=torch.contiguous_format) for path, (key, _) in made.items()},
-            values={
-                path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()
-            },
-            metadata=metadata,
-            modules={module: tensor.cpu().clone() for module, tensor in self._heads.parameters(name).items()},
-        )
+        return prefix_of(held, self.sites, metadata, self._heads.parameters(name))
 
     def remove(self, name: str) -> None:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
@@ -195,6 +190,10 @@ class PrefixBank:
         self._frozen_base = []
         self.model._modules.pop(MODULE_NAME, None)
 
+    def when_detached(self, undo: Callable[[], None]) -> None:
+        """Call `undo`, too, when the bank is detached."""
+        self._undo.append(undo)
+
     def selection(self) -> Selection:
         """Return what this thread uses now."""
         scoped = getattr(self._scoped, "stack", ())
@@ -219,8 +218,8 @@ class PrefixBank:
         held = self._get(name)
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
-        needed = [encoder for encoder in held if not set(encoder.sites).isdisjoint(sites)]
-        return {path: pair for encoder in needed for path, pair in self._placement.made(encoder, cache).items()}
+        needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
+        return {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -283,7 +282,7 @@ class PrefixBank:
             if name is not None:
                 self._get(name)
 
-    def _get(self, name: str) -> Prefix | list[PrefixEncoder]:
+    def _get(self, name: str) -> Prefix | Sequence[PrefixSource]:
         if name not in self._prefixes:
             known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
             raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")
