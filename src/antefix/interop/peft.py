@@ -58,8 +58,9 @@ def accelerate(peft_model: nn.Module) -> PrefixBank:
         bank.detach()
         raise
     bank.when_detached(adapters.close)
-    for method in ("forward", "generate"):
-        bank.when_detached(_replace(peft_model, method, adapters))
+    bank.when_detached(_replace(peft_model, "forward", _routed(peft_model, "__call__", adapters)))
+    bank.when_detached(_replace(peft_model, "generate", _routed(peft_model, "generate", adapters)))
+    bank.when_detached(_replace(peft_model, "disable_adapter", adapters.disabled))
     return bank
 
 
@@ -74,8 +75,8 @@ class PromptEncoder:
 
     @property
     def training(self) -> bool:
-        """Whether PEFT's encoder trains now."""
-        return bool(self.peft_model.prompt_encoder[self.name].training)
+        """Whether PEFT's model, and so its encoder, trains now."""
+        return bool(self.peft_model.training)
 
     def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key and value `(kv_head, token, head_dim)` by site path; PEFT's encoders have no dropout."""
@@ -128,6 +129,15 @@ class _Adapters:
         with self.bank.use(None if self.peft_model._adapters_disabled else selection):
             yield
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Use none for as long as the context lasts; PEFT's own way goes past the hooks of the base."""
+        before, self.peft_model._adapters_disabled = self.peft_model._adapters_disabled, True
+        try:
+            yield
+        finally:
+            self.peft_model._adapters_disabled = before
+
     def close(self) -> None:
         """Leave the heads to PEFT alone."""
         for hook in self._hooks.values():
@@ -149,15 +159,11 @@ def _wrapper() -> type[nn.Module]:
     return AuxiliaryTrainingWrapper
 
 
-def _replace(peft_model: Any, method: str, adapters: _Adapters) -> Callable[[], None]:
-    """Let `forward` or `generate` go to the base with its adapters in use; the returned function undoes it.
-
-    The method becomes one of the instance, as PEFT itself does it in `disable_adapter`.
-    """
+def _routed(peft_model: Any, method: str, adapters: _Adapters) -> Callable[..., Any]:
+    """Return what does as a PeftModel's `forward` or `generate`, by a method of the base with its adapters in use."""
     import peft
 
-    original: Callable[..., Any] = getattr(peft_model, method)
-    own = vars(peft_model).get(method)
+    original = peft_model.generate if method == "generate" else peft_model.forward
     signature = inspect.signature(original)
     ignores_types = isinstance(peft_model, (peft.PeftModelForCausalLM, peft.PeftModelForSeq2SeqLM))
 
@@ -173,7 +179,13 @@ def _replace(peft_model: Any, method: str, adapters: _Adapters) -> Callable[[], 
         with adapters.using(inputs.pop("adapter_names", None)):
             return getattr(adapters.base, method)(*inputs.pop("args", ()), **inputs)
 
-    setattr(peft_model, method, run)
+    return run
+
+
+def _replace(peft_model: Any, method: str, new: Callable[..., Any]) -> Callable[[], None]:
+    """Give a PeftModel a method of its own, as PEFT does it in `disable_adapter`; the returned function undoes it."""
+    own = vars(peft_model).get(method)
+    setattr(peft_model, method, new)
 
     def undo() -> None:
         delattr(peft_model, method)
