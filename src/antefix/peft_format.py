@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import Site, discover_sites
+from antefix.sites import Kind, Site, discover_sites
 from antefix.storage import storable, write_together
 
 CONFIG_NAME = "adapter_config.json"
@@ -94,7 +94,7 @@ def write_peft(
         raise PrefixFormatError(f"the prefix for '{folder}' holds numbers that are not finite, so it was not written.")
     config = {
         "peft_type": PEFT_TYPES[0],
-        "task_type": task_type or _task_type(prefix, model),
+        "task_type": task_type or _task_type(prefix, model, chosen[0].kind),
         "base_model_name_or_path": base_model or prefix.metadata.get("base_model") or None,
         "inference_mode": True,
         "modules_to_save": sorted({name.partition(":")[0] for name in prefix.modules}) or None,
@@ -179,11 +179,11 @@ def _check_expressible(prefix: Prefix, chosen: Sequence[Site]) -> None:
         raise ConfigError(f"PEFT has one size for the keys and values of all layers; this prefix has {listed}.")
 
 
-def _task_type(prefix: Prefix, model: PreTrainedModel) -> str:
+def _task_type(prefix: Prefix, model: PreTrainedModel, kind: Kind) -> str:
     known = prefix.metadata.get("peft")
     if isinstance(known, Mapping) and known.get("task_type"):
         return str(known["task_type"])
-    if not model.can_generate():
+    if kind == "encoder" or not model.can_generate():
         raise ConfigError(
             f"{type(model).__name__} writes no text, so PEFT must be told the task: task_type='SEQ_CLS', 'TOKEN_CLS', "
             "'QUESTION_ANS' or 'FEATURE_EXTRACTION'."

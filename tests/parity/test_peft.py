@@ -74,7 +74,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "MLP": MLP,
     "cartridge": {"kind": "Cartridge", "num_frozen_tokens": 2},
 }
-NAMES = ["Llama", "GPT-2", "Qwen3", "StableLM", "Gemma", "Gemma 2", "Gemma 3", "T5", "mT5", "BART", "BART 2+4", "Marian"]
+NAMES = ["Llama", "GPT-2", "Qwen3", "StableLM", "Gemma", "Gemma 2", "Gemma 3", "T5", "mT5", "BART", "BART 2+4"]
 CASES = [(name, "flat") for name in NAMES] + [(n, k) for n in ("Llama", "T5", "BART") for k in ("MLP", "cartridge")]
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from antefix import __version__
+from antefix.cli.convert import convert
 from antefix.cli.demo import demo
 from antefix.cli.generate import generate
 from antefix.cli.train import INTERRUPTED, train
@@ -70,3 +71,4 @@ app.command()(demo)
 app.command()(train)
 app.command()(generate)
 app.command()(walkthrough)
+app.command()(convert)
