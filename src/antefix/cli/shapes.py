@@ -22,16 +22,20 @@ from antefix.errors import ConfigError
 def shapes_only(name: str) -> PreTrainedModel:
     """Build a model from its configuration alone, on the device that has shapes and no numbers.
 
-    Its attention is eager, which never asks for a number. `name` is a hub name, a folder, a config.json, or 'embedded'.
-    Raises `ConfigError` where it cannot be loaded.
+    Its attention is eager and it knows no padding, because nothing may ask for a number; in bf16, experts have shapes
+    there, too. `name` is a hub name, a folder, a config.json, or 'embedded'. Raises `ConfigError` where it cannot be
+    loaded.
     """
     try:
         config = AutoConfig.from_pretrained(str(model_path()) if name == "embedded" else name)
         auto: Any = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMaskedLM
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto
         with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, attn_implementation="eager")
+            model: PreTrainedModel = auto.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.pad_token_id = None
     model.eval()
     return model
