@@ -34,8 +34,6 @@ def shapes_only(name: str) -> PreTrainedModel:
             model: PreTrainedModel = auto.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.config.pad_token_id = None
+    model.config.get_text_config(decoder=True).pad_token_id = None
     model.eval()
     return model
