@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ def accelerate(peft_model: nn.Module, example_inputs: Mapping[str, Any] | None =
     if not isinstance(base, PreTrainedModel):
         raise ConfigError(f"the base of this PeftModel, {type(base).__name__}, is no model of Transformers.")
     bank = attach(base, example_inputs)
-    adapters = _Adapters(peft_model, bank)
     try:
+        adapters = _Adapters(peft_model, bank)
         adapters.follow()
     except BaseException:
         bank.detach()
@@ -102,12 +103,15 @@ class _Adapters:
         self.sites = peft_sites(self.base, bank.sites)
         self._followed: dict[str, Any] = {}
         self._hooks: dict[nn.Module, Any] = {}
+        self._lock = threading.Lock()
 
     def follow(self) -> None:
         """Take up the adapters that PEFT has now, and drop those that it has no more."""
-        configs = self.peft_model.peft_config
-        if self._followed == configs:
-            return
+        with self._lock:
+            if self._followed != self.peft_model.peft_config:
+                self._catch_up(self.peft_model.peft_config)
+
+    def _catch_up(self, configs: Mapping[str, Any]) -> None:
         for name in [name for name, config in self._followed.items() if configs.get(name) is not config]:
             self.bank.remove(name)
             del self._followed[name]
