@@ -266,7 +266,7 @@ def test_damaged_folders_are_refused(damage: Callable[[Path], object], message: 
 def test_both_files_are_replaced_or_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     model = build_model("llama")
-    prefix = at(model, "decoder")
+    prefix = replaced(at(model, "decoder"), lambda _, tensor: tensor + 1.0)
     flushed: list[int] = []
 
     def fail_second(handle: int) -> None:

@@ -33,13 +33,12 @@ BASE = "__base__"
 """PEFT's name, among `adapter_names`, for rows without an adapter."""
 
 
-def accelerate(peft_model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> PrefixBank:
+def accelerate(peft_model: nn.Module) -> PrefixBank:
     """Let a `PeftModel` with prefixes run through antefix's attention; `detach` of the bank undoes it.
 
     The model keeps its class, configuration, parameters and files. From now on `forward` and `generate` take
     `adapter_names`, one for each row, and a cache holds the tokens alone. Adapters may come and go; the bank has them
-    by their names. `example_inputs` are those of `attach`. Raises `ConfigError` for what is no such model, or has been
-    accelerated, and what `attach` raises.
+    by their names. Raises `ConfigError` for what is no such model, or has been accelerated, and what `attach` raises.
     """
     import peft
 
@@ -51,7 +50,7 @@ def accelerate(peft_model: nn.Module, example_inputs: Mapping[str, Any] | None =
     base = peft_model.get_base_model()
     if not isinstance(base, PreTrainedModel):
         raise ConfigError(f"the base of this PeftModel, {type(base).__name__}, is no model of Transformers.")
-    bank = attach(base, example_inputs)
+    bank = attach(base)
     try:
         adapters = _Adapters(peft_model, bank)
         adapters.follow()
