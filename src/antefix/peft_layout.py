@@ -66,15 +66,15 @@ class PeftLayout:
     def check_fits(self, sites: Sequence[Site]) -> None:
         """Raise `PrefixMismatchError`, saying what differs, unless these are the sites that PEFT deals it out to."""
         differences = [
-            f"'{site.path}' has {site.num_key_value_heads} key/value heads of {site.key_dim} instead of "
-            f"{self.num_attention_heads} of {self.head_dim}"
+            f"'{site.path}' has {site.num_key_value_heads} heads with keys of {site.key_dim} and values of "
+            f"{site.value_dim} instead of {self.num_attention_heads} with {self.head_dim}"
             for site in sites
             if (site.num_key_value_heads, site.key_dim, site.value_dim)
             != (self.num_attention_heads, self.head_dim, self.head_dim)
         ]
-        # An encoder-decoder is written down by the layers of its encoder, and its decoder may have fewer.
-        enough = len(sites) <= self.num_layers if self.num_transformer_submodules == 2 else False
-        if not enough and len(sites) != self.num_layers:
+        # PEFT counts the layers of an encoder-decoder's encoder, and its decoder may have fewer.
+        fewer_are_fine = self.num_transformer_submodules == 2
+        if len(sites) > self.num_layers or (len(sites) < self.num_layers and not fewer_are_fine):
             differences.insert(0, f"it has {len(sites)} layers of attention instead of {self.num_layers}")
         if differences:
             raise PrefixMismatchError(

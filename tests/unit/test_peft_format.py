@@ -194,8 +194,8 @@ def test_layers_that_share_their_keys_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt2", "4 of 8|4 key/value heads of 8 instead of 2 of 8"),
-        ("t5", "2 layers of attention instead of 3.*4 key/value heads of 10 instead of 2 of 8"),
+        ("gpt2", "4 heads with keys of 8 and values of 8 instead of 2 with 8"),
+        ("t5", "2 layers of attention instead of 3.*4 heads with keys of 10 and values of 10 instead of 2 with 8"),
     ],
 )
 def test_another_base_is_told_what_differs(name: str, message: str, folder: Path) -> None:
