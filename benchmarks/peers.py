@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import antefix
+from antefix.encoder import prefix_of
+from antefix.interop.peft import PromptEncoder
 
 _COMMON = {"eos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 16384}
 SMALL = LlamaConfig(
@@ -66,11 +68,11 @@ def build(
         peft.add_adapter(f"p{number}", theirs)
     bank = antefix.attach(attached)
     for number in range(num_prefixes):
-        _copy_prefix(peft, bank, f"p{number}", num_virtual_tokens, encoder_hidden_size)
-        if not train:
-            prefix = bank.prefix(f"p{number}")
-            bank.remove(f"p{number}")
-            bank.add(f"p{number}", prefix)
+        if train:
+            _copy_encoder(peft, bank, f"p{number}", num_virtual_tokens, encoder_hidden_size)
+        else:
+            theirs_now = PromptEncoder(peft, f"p{number}", bank.sites)
+            bank.add(f"p{number}", prefix_of([theirs_now], bank.sites, metadata={}, modules={}))
         bank.activate(f"p{number}")
         _check(peft, attached, f"p{number}", dtype)
     peft.set_adapter("p0")
@@ -85,8 +87,8 @@ def draw_ids(batch: int, length: int) -> Tensor:
     return torch.randint(1, config.vocab_size, (batch, length), generator=generator).to(device)
 
 
-def _copy_prefix(peft: PeftModel, bank: antefix.PrefixBank, name: str, tokens: int, hidden: int | None) -> None:
-    """Give antefix the numbers of PEFT's prefix."""
+def _copy_encoder(peft: PeftModel, bank: antefix.PrefixBank, name: str, tokens: int, hidden: int | None) -> None:
+    """Give antefix an encoder with the parameters of PEFT's, which lays out the same."""
     settings: dict[str, Any] = {} if hidden is None else {"reparameterization": "mlp", "encoder_hidden_size": hidden}
     bank.add(name, antefix.PrefixConfig(tokens, init="random", **settings))
     ours, theirs = bank.model.antefix_prefixes[-1], peft.prompt_encoder[name]

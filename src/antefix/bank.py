@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,13 +16,13 @@ from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
-from antefix.encoder import PrefixEncoder
+from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
 from antefix.heads import Heads
-from antefix.initialize import random_prefix, text_prefix, zero_prefix
+from antefix.initialize import initial_prefix
+from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sharding import call_whole
 from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, stack_path
 from antefix.stack import Selection, Stack, names_of
 from antefix.storage import load_prefix, save_prefix
@@ -62,7 +62,7 @@ class PrefixBank:
         self.model = model
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
-        self._prefixes: dict[str, Prefix | list[PrefixEncoder]] = {}
+        self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
         self._placement = placement
         self._trainable = nn.ModuleList()
@@ -92,33 +92,36 @@ class PrefixBank:
     def add(
         self,
         name: str,
-        source: PrefixConfig | Prefix | None = None,
+        source: PrefixConfig | Prefix | PrefixSource | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         metadata: Mapping[str, Any] | None = None,
         freeze_base: bool = True,
     ) -> None:
         """Add a prefix: from a `PrefixConfig` a trainable one, made active, the base frozen; a `Prefix` as it is.
 
-        `metadata` is kept with the prefix and saved with it. `freeze_base=False` leaves everything else as trainable
-        as it is, such as LoRA weights to be trained together with the prefix. Raises `ConfigError`,
-        `ContextLengthError` where the model has too few positions, and `PrefixMismatchError` for a `Prefix` of another
-        base model.
+        A `PrefixSource` makes the prefix anew for every forward. It stays the caller's: its parameters are not put into
+        the model, and nothing is frozen for it. `metadata` is kept with the prefix and saved with it.
+        `freeze_base=False` leaves everything else as trainable as it is, such as LoRA weights to be trained together
+        with the prefix. Raises `ConfigError`, `ContextLengthError` where the model has too few positions, and
+        `PrefixMismatchError` for a `Prefix` or a source of another base model.
         """
         self._check_attached()
         if not isinstance(name, str) or not name:
             raise ConfigError(f"a prefix needs a name; {name!r} is none.")
         if name in self._prefixes:
             raise ConfigError(f"there is a prefix named '{name}' already; remove it first.")
-        if source is not None and not isinstance(source, (Prefix, PrefixConfig)):
+        if source is not None and not isinstance(source, (Prefix, PrefixConfig, PrefixSource)):
             raise ConfigError(
-                f"a prefix is made from a PrefixConfig or a Prefix, not from {source!r}; files are load()ed."
+                f"a prefix is made from a PrefixConfig, a Prefix or a PrefixSource, not from {source!r}; files are "
+                "load()ed."
             )
-        if isinstance(source, Prefix):
-            source.check_fits(self.sites, self.fingerprint)
-            self._check_length(source.sites, source.num_virtual_tokens)
-            self._heads.load(name, source.modules)
-            self._prefixes[name] = source.to(torch.device("cpu"))
-            self._metadata[name] = {**source.metadata, **(metadata or {})}
+        if isinstance(source, (Prefix, PrefixSource)):
+            made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
+            made.check_fits(self.sites, self.fingerprint)
+            self._check_length(made.sites, made.num_virtual_tokens)
+            self._heads.load(name, made.modules)
+            self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
+            self._metadata[name] = {**made.metadata, **(metadata or {})}
             return
         config = source or PrefixConfig()
         encoders = self._encoders(config, tokenizer)
@@ -130,18 +133,16 @@ class PrefixBank:
         self.activate(name)
 
     def requires_grad_(self, name: str, requires_grad: bool = True) -> None:
-        """Train a prefix, with the modules beside it, or keep it as it is; raises `ConfigError` for a frozen one."""
+        """Train a prefix and the modules beside it, or keep them as they are; raises `ConfigError` for a frozen one."""
         held = self._get(name)
-        if isinstance(held, Prefix):
-            raise ConfigError(
-                f"the prefix '{name}' was added as a Prefix, which is data; only one from a config trains."
-            )
+        if isinstance(held, Prefix) or not all(isinstance(source, nn.Module) for source in held):
+            raise ConfigError(f"the prefix '{name}' has no parameters here; only one that a PrefixConfig made trains.")
         for part in [*held, *self._heads.modules(name)]:
-            part.requires_grad_(requires_grad)
+            cast(nn.Module, part).requires_grad_(requires_grad)
 
     def load(self, path: str | os.PathLike[str], name: str) -> None:
-        """Add the prefix of a file, frozen and ready to use."""
-        self.add(name, load_prefix(path))
+        """Add the prefix of a file, or of a folder that PEFT saved, frozen and ready to use."""
+        self.add(name, read_peft(path, self.model, self.sites) if os.path.isdir(path) else load_prefix(path))
 
     def save(self, name: str, path: str | os.PathLike[str]) -> None:
         """Write a prefix to a file, without the encoder that made it."""
@@ -153,18 +154,7 @@ class PrefixBank:
         metadata = self._base_metadata() | self._metadata[name]
         if isinstance(held, Prefix):
             return Prefix(held.sites, held.keys, held.values, metadata, held.modules)
-        with torch.no_grad():
-            parts = [call_whole(encoder, "keys_and_values", dropout=False) for encoder in held]
-        made = {path: pair for part in parts for path, pair in part.items()}
-        return Prefix(
-            sites=tuple(site for site in self.sites if site.path in made),
-            keys={path: key.cpu().clone(memory_format=torch.contiguous_format) for path, (key, _) in made.items()},
-            values={
-                path: value.cpu().clone(memory_format=torch.contiguous_format) for path, (_, value) in made.items()
-            },
-            metadata=metadata,
-            modules={module: tensor.cpu().clone() for module, tensor in self._heads.parameters(name).items()},
-        )
+        return prefix_of(held, self.sites, metadata, self._heads.parameters(name))
 
     def remove(self, name: str) -> None:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
@@ -213,6 +203,10 @@ class PrefixBank:
         self._frozen_base = []
         self.model._modules.pop(MODULE_NAME, None)
 
+    def when_detached(self, undo: Callable[[], None]) -> None:
+        """Call `undo`, too, when the bank is detached."""
+        self._undo.append(undo)
+
     def selection(self) -> Selection:
         """Return what this thread uses now."""
         scoped = getattr(self._scoped, "stack", ())
@@ -237,23 +231,16 @@ class PrefixBank:
         held = self._get(name)
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
-        needed = [encoder for encoder in held if not set(encoder.sites).isdisjoint(sites)]
-        return {path: pair for encoder in needed for path, pair in self._placement.made(encoder, cache).items()}
+        needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
+        return {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
         self._check_length(sites, config.num_virtual_tokens)
-        initial = None
         if config.init == "text":
-            if tokenizer is None:
-                raise ConfigError("init='text' needs the model's tokenizer: add(name, config, tokenizer=tokenizer).")
             self._check_reads(config.num_virtual_tokens)
-            with self.use(None):
-                initial = text_prefix(self.model, tokenizer, config.init_text, config.num_virtual_tokens, sites)
-        elif config.init == "zero":
-            initial = zero_prefix(sites, config.num_virtual_tokens)
-        elif config.reparameterization is None:
-            initial = random_prefix(sites, config.num_virtual_tokens)
+        with self.use(None):
+            initial = initial_prefix(self.model, tokenizer, config, sites)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
         encoders = [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
         return [encoder.train(self.model.training) for encoder in encoders]
@@ -301,7 +288,7 @@ class PrefixBank:
             if name is not None:
                 self._get(name)
 
-    def _get(self, name: str) -> Prefix | list[PrefixEncoder]:
+    def _get(self, name: str) -> Prefix | Sequence[PrefixSource]:
         if name not in self._prefixes:
             known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
             raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")

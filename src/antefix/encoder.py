@@ -6,7 +6,8 @@ and a two-layer network that makes them and is thrown away after training (`mlp`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,7 +15,31 @@ from torch import nn
 from antefix.config import PrefixConfig
 from antefix.prefix import Prefix
 from antefix.shapes import Float, Int
+from antefix.sharding import call_whole
 from antefix.sites import Site
+
+
+@runtime_checkable
+class PrefixSource(Protocol):
+    """What can make a prefix anew for every forward, with gradients: a `PrefixEncoder`, or a module of your own.
+
+    `training` is as in any `nn.Module`: where it is off and no gradients are wanted, what was made for a cache is used
+    for as long as that cache fills.
+    """
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The sites it makes keys and values for, always the same."""
+
+    @property
+    def training(self) -> bool:
+        """Whether it trains now."""
+
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
+
+        Without `dropout`, return what is to be saved.
+        """
 
 
 class PrefixEncoder(nn.Module):
@@ -71,6 +96,35 @@ class PrefixEncoder(nn.Module):
         """
         flat = self()
         return split(self.dropout(flat) if dropout else flat, self.sites)
+
+
+def prefix_of(
+    sources: Sequence[PrefixSource],
+    sites: Sequence[Site],
+    metadata: Mapping[str, Any],
+    modules: Mapping[str, torch.Tensor],
+) -> Prefix:
+    """Return what sources make now, at those of the sites that they have, as data of its own, on the CPU."""
+    with torch.no_grad():
+        made = {path: pair for source in sources for path, pair in _made(source).items()}
+    pairs = {
+        path: [t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in pair]
+        for path, pair in made.items()
+    }
+    return Prefix(
+        sites=tuple(site for site in sites if site.path in made),
+        keys={path: key for path, (key, _) in pairs.items()},
+        values={path: value for path, (_, value) in pairs.items()},
+        metadata=metadata,
+        modules={name: tensor.cpu().clone() for name, tensor in modules.items()},
+    )
+
+
+def _made(source: PrefixSource) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    if isinstance(source, nn.Module):
+        made: dict[str, tuple[torch.Tensor, torch.Tensor]] = call_whole(source, "keys_and_values", dropout=False)
+        return made
+    return source.keys_and_values(dropout=False)
 
 
 def flatten(prefix: Prefix, sites: Sequence[Site]) -> Float[torch.Tensor, "token width"]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.prefix import Prefix
 from antefix.shapes import Int
@@ -21,6 +22,22 @@ DEFAULT_TEXT = (
     "use what the input says, and add nothing that it does not say.\n"
 )
 """The instruction that a prefix starts from when no text is given: any text beats noise, because its keys are real."""
+
+
+def initial_prefix(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: PrefixConfig, sites: Sequence[Site]
+) -> Prefix | None:
+    """Return what a prefix of this config starts from; None for an MLP that starts from noise, which draws its own.
+
+    Raises `ConfigError` where a text is to be read without a tokenizer.
+    """
+    if config.init == "text":
+        if tokenizer is None:
+            raise ConfigError("init='text' needs the model's tokenizer: add(name, config, tokenizer=tokenizer).")
+        return text_prefix(model, tokenizer, config.init_text, config.num_virtual_tokens, sites)
+    if config.init == "zero":
+        return zero_prefix(sites, config.num_virtual_tokens)
+    return None if config.reparameterization == "mlp" else random_prefix(sites, config.num_virtual_tokens)
 
 
 def random_prefix(sites: Sequence[Site], num_virtual_tokens: int) -> Prefix:

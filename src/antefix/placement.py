@@ -11,18 +11,18 @@ import torch
 from transformers import Cache
 
 from antefix.attention.state import KeysAndValues
-from antefix.encoder import PrefixEncoder
+from antefix.encoder import PrefixSource
 from antefix.prefix import Prefix
 
 
 class Placement:
-    """Keeps frozen prefixes where they are used, at most `limit` of them, and what encoders made for a cache."""
+    """Keeps frozen prefixes where they are used, at most `limit` of them, and what sources made for a cache."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._placed: OrderedDict[str, KeysAndValues] = OrderedDict()
         self._lock = threading.Lock()
-        self._made: WeakKeyDictionary[Any, dict[PrefixEncoder, KeysAndValues]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Any, dict[PrefixSource, KeysAndValues]] = WeakKeyDictionary()
 
     @property
     def names(self) -> list[str]:
@@ -44,15 +44,15 @@ class Placement:
                 self._placed.popitem(last=False)
         return placed
 
-    def made(self, encoder: PrefixEncoder, cache: Any) -> KeysAndValues:
-        """Return what an encoder makes: anew for each forward, or, without gradients, once for a cache that fills."""
-        read_only = not (torch.is_grad_enabled() or encoder.training or torch.compiler.is_compiling())
+    def made(self, source: PrefixSource, cache: Any) -> KeysAndValues:
+        """Return what a source makes: anew for each forward, or, without gradients, once for a cache that fills."""
+        read_only = not (torch.is_grad_enabled() or source.training or torch.compiler.is_compiling())
         if not (read_only and isinstance(cache, Cache)):
-            return encoder.keys_and_values()
+            return source.keys_and_values()
         made = self._made.setdefault(cache, {})
-        if encoder not in made or cache.get_seq_length() == 0:
-            made[encoder] = encoder.keys_and_values()
-        return made[encoder]
+        if source not in made or cache.get_seq_length() == 0:
+            made[source] = source.keys_and_values()
+        return made[source]
 
     def drop(self, name: str) -> None:
         """Forget a frozen prefix."""

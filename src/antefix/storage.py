@@ -27,10 +27,10 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
 
     Raises `ConfigError` for metadata that JSON cannot hold, `PrefixFormatError` for numbers that are not finite.
     """
-    tensors = {name: _copy(tensor) for name, tensor in prefix.modules.items()}
+    tensors = {name: storable(tensor) for name, tensor in prefix.modules.items()}
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
-            tensors[f"{site.path}.{part}"] = _copy(held[site.path])
+            tensors[f"{site.path}.{part}"] = storable(held[site.path])
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(
             f"the prefix for '{path}' holds numbers that are not finite, so it was not saved; where training diverged, "
@@ -74,23 +74,33 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file's content whole: write beside it, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Replace several files, none of them before all are on the disk."""
+    written: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            written[path] = Path(temporary)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+        for path, temporary_path in written.items():
+            os.replace(temporary_path, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary_path in written.values():
+            temporary_path.unlink(missing_ok=True)
         raise
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
+def storable(tensor: torch.Tensor) -> torch.Tensor:
     """Return what safetensors takes: on the CPU, contiguous, and with memory of its own."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from antefix import __version__
 from antefix.cli.compose import compose
+from antefix.cli.convert import convert
 from antefix.cli.demo import demo
 from antefix.cli.generate import generate
 from antefix.cli.train import INTERRUPTED, train
@@ -71,4 +72,5 @@ app.command()(demo)
 app.command()(train)
 app.command()(generate)
 app.command()(compose)
+app.command()(convert)
 app.command()(walkthrough)

@@ -6,22 +6,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from antefix.bank import attach
+from antefix.cli.shapes import shapes_only
 from antefix.config import PrefixConfig
-from antefix.embedded import model_path
 from antefix.encoder import PrefixEncoder
-from antefix.errors import ConfigError
 from antefix.sites import KINDS, Site
 
 Rows = list[tuple[str, str]]
@@ -35,7 +28,7 @@ def walkthrough(
     encoder_hidden_size: Annotated[int, typer.Option(min=1, help="Width of the MLP.")] = 512,
 ) -> None:
     """Print the shapes of a prefix from its parameters to the attention; no weights are made or read."""
-    base = _shapes_only(model)
+    base = shapes_only(model)
     config = PrefixConfig(num_virtual_tokens, init="zero", encoder_hidden_size=encoder_hidden_size)
     bank = attach(base)
     console = Console()
@@ -102,19 +95,6 @@ def attention_rows(model: PreTrainedModel, batch_size: int, num_tokens: int) -> 
     }
     found = [(text, output.get(name)) for name, text in names.items()]
     return [(text, _shape(tensors[-1])) for text, tensors in found if tensors]
-
-
-def _shapes_only(name: str) -> PreTrainedModel:
-    """Build a model from its configuration alone, on the device that has shapes and no numbers."""
-    try:
-        config = AutoConfig.from_pretrained(str(model_path()) if name == "embedded" else name)
-        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, attn_implementation="eager")
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
-    model.eval()
-    return model
 
 
 def _shape(tensor: Tensor) -> str:

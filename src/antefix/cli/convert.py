@@ -1,0 +1,40 @@
+"""`antefix convert`: a checkpoint folder of PEFT into a prefix file, or the other way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from antefix.cli.shapes import shapes_only
+from antefix.errors import ConfigError
+from antefix.peft_format import read_peft, write_peft
+from antefix.storage import load_prefix, save_prefix
+
+
+def convert(
+    prefix: Annotated[Path, typer.Option(help="What to convert: PEFT's folder, or a prefix file.")],
+    output: Annotated[Path, typer.Option(help="The prefix file, or PEFT's folder, to write; replaced if it is there.")],
+    model: Annotated[
+        str, typer.Option(help="Base model: a hub name, a folder, a config.json, or 'embedded'; no weights are read.")
+    ],
+    base_model: Annotated[
+        str | None, typer.Option(help="Name that PEFT shall load the base by; by default the one the prefix has.")
+    ] = None,
+    task_type: Annotated[
+        str | None, typer.Option(help="PEFT's name of the task, such as CAUSAL_LM; by default what the model is for.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint folder of PEFT (prefix tuning or cartridge) into a prefix file, or a prefix file into one."""
+    from_peft = prefix.is_dir()
+    if from_peft and (base_model or task_type):
+        raise ConfigError("--base-model and --task-type are for PEFT's folder, and this writes a prefix file.")
+    if from_peft and output.is_dir():
+        raise ConfigError(f"'{output}' is a folder; a prefix is written into a file.")
+    if from_peft:
+        save_prefix(read_peft(prefix, shapes_only(model)), output)
+    else:
+        loaded = load_prefix(prefix)
+        write_peft(loaded, output, shapes_only(model), base_model=base_model, task_type=task_type)
+    typer.echo(str(output))

@@ -1,0 +1,102 @@
+"""`antefix convert` between prefix files and PEFT's folders, by the shapes of a model alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import antefix
+from antefix.initialize import random_prefix
+from antefix.peft_format import write_peft
+from antefix.prefix import Prefix
+from tests.cli.conftest import Invoke
+from tests.conftest import build_model
+
+TOKENS = 4
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a folder with a configuration and no weights."""
+    build_model("llama").config.save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.fixture
+def prefix() -> Prefix:
+    made = random_prefix(antefix.discover_sites(build_model("llama")), TOKENS)
+    return Prefix(made.sites, made.keys, made.values, {"base_model": "tiny/llama"})
+
+
+def test_there_and_back(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path) -> None:
+    file, folder, again = tmp_path / "p.safetensors", tmp_path / "peft", tmp_path / "again.safetensors"
+    antefix.save_prefix(prefix, file)
+    for source, target in ((file, folder), (folder, again)):
+        result = invoke("convert", "--prefix", source, "--output", target, "--model", model)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.strip() == str(target)
+    loaded = antefix.load_prefix(again)
+    assert loaded.sites == prefix.sites
+    assert all(torch.equal(loaded.keys[path], key) for path, key in prefix.keys.items())
+    assert all(torch.equal(loaded.values[path], value) for path, value in prefix.values.items())
+    assert loaded.metadata["base_model"] == "tiny/llama"
+    assert loaded.metadata["peft"] == {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM"}
+    bank = antefix.attach(build_model("llama"))
+    bank.load(again, "p")
+    bank.load(folder, "q")
+
+
+def test_what_peft_is_told(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path) -> None:
+    file, folder = tmp_path / "p.safetensors", tmp_path / "peft"
+    antefix.save_prefix(prefix, file)
+    told = ("--base-model", "mine/llama", "--task-type", "FEATURE_EXTRACTION")
+    result = invoke("convert", "--prefix", file, "--output", folder, "--model", model, *told)
+    assert result.exit_code == 0, result.output
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["task_type"]) == ("mine/llama", "FEATURE_EXTRACTION")
+    assert load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].shape == (TOKENS, 2 * 3 * 16)
+    refused = invoke("convert", "--prefix", folder, "--output", tmp_path / "x", "--model", model, *told)
+    assert refused.exit_code == 1
+    assert "for PEFT's folder" in refused.stderr
+
+
+@pytest.mark.parametrize("other", ["gpt2", "t5"])
+def test_another_model_is_refused_and_nothing_is_written(
+    invoke: Invoke, prefix: Prefix, tmp_path: Path, other: str
+) -> None:
+    file, folder = tmp_path / "p.safetensors", tmp_path / "peft"
+    antefix.save_prefix(prefix, file)
+    write_peft(prefix, folder, build_model("llama"))
+    build_model(other).config.save_pretrained(tmp_path / other)
+    for source in (file, folder):
+        target = tmp_path / "new"
+        result = invoke("convert", "--prefix", source, "--output", target, "--model", tmp_path / other)
+        assert result.exit_code == 1
+        assert "does not fit this model" in result.stderr
+        assert not target.exists()
+
+
+def test_plain_errors(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path) -> None:
+    antefix.save_prefix(prefix, tmp_path / "p.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("no prefix")
+    cases = [
+        ("nowhere", "out", model, "no prefix file"),
+        ("text", "out", model, "not an intact safetensors file"),
+        ("empty", "out", model, "no folder of a PEFT checkpoint"),
+        ("p.safetensors", "text", model, "is a file"),
+        ("p.safetensors", "out", tmp_path / "nomodel", "cannot be loaded"),
+    ]
+    for source, target, base, message in cases:
+        result = invoke("convert", "--prefix", tmp_path / source, "--output", tmp_path / target, "--model", base)
+        assert result.exit_code == 1, source
+        assert message in result.stderr
+        assert not (tmp_path / "out").exists()
+    write_peft(prefix, tmp_path / "peft", build_model("llama"))
+    result = invoke("convert", "--prefix", tmp_path / "peft", "--output", tmp_path / "empty", "--model", model)
+    assert result.exit_code == 1
+    assert "is a folder" in result.stderr
