@@ -2,9 +2,9 @@
 
 DPO compares the model with one that stays as it was, and TRL loads a second copy for that. Where a prefix is all that
 is trained, the reference is the base that is there already: `PrefixTrainer` hands it over without being asked. Here a
-prefix learns to prefer headlines to plain sentences. Prints the bytes of parameters that model and reference hold, how
-much likelier the preferred answer is than the other, before and after, and what the base still thinks. Takes about
-half a minute on 2 cores.
+prefix learns to prefer headlines to plain sentences. Prints the bytes of parameters that model and reference hold, and
+in how many held-out pairs the prefix raises the preferred answer above the other, before and after. Takes about half a
+minute on 2 cores.
 
     python examples/dpo_without_a_reference_copy.py
 """
@@ -15,15 +15,13 @@ import tempfile
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
-from antefix.training.data import Example, ExampleTokenizer
-from antefix.training.evaluation import loss_per_token
 
 
 class PrefixDPOTrainer(PrefixTrainer, DPOTrainer):
@@ -36,27 +34,12 @@ def draw_preferences(count: int, seed: int) -> list[dict[str, str]]:
     return [{"prompt": prompt(a["source"]), "chosen": a["target"], "rejected": b["target"]} for a, b in pairs]
 
 
-def margin(model: PreTrainedModel, encoder: ExampleTokenizer, rows: list[dict[str, str]]) -> float:
-    """Return how much likelier, in nats a token, the preferred answers are than the others."""
-    losses = {
-        side: loss_per_token(
-            model, [encoder.encode(Example(row["prompt"], row[side])) for row in rows], pad_token_id=0, batch_size=16
-        )
-        for side in ("chosen", "rejected")
-    }
-    return losses["rejected"] - losses["chosen"]
-
-
 def main() -> None:
     """Train on 96 preferences and measure on 32 others."""
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False, max_length=256)
-    held_out = draw_preferences(32, seed=1)
-
     bank = antefix.attach(model)
     bank.add("headlines", antefix.PrefixConfig(num_virtual_tokens=16), tokenizer=tokenizer)
-    before = margin(model, encoder, held_out)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PrefixDPOTrainer(
             bank,
@@ -65,22 +48,26 @@ def main() -> None:
                 output_dir=folder,
                 per_device_train_batch_size=8,
                 num_train_epochs=4,
-                learning_rate=5e-3,
+                learning_rate=2e-2,
+                beta=0.5,
+                lr_scheduler_type="cosine",
                 report_to="none",
                 save_strategy="no",
                 bf16=False,
                 logging_steps=12,
                 disable_tqdm=True,
+                per_device_eval_batch_size=16,
             ),
             train_dataset=Dataset.from_list(draw_preferences(96, seed=0)),
+            eval_dataset=Dataset.from_list(draw_preferences(32, seed=1)),
             processing_class=tokenizer,
         )
         for name, module in (("model", trainer.model), ("reference", trainer.ref_model)):
             print(f"parameters of the {name}: {sum(p.numel() * p.element_size() for p in module.parameters()):,} bytes")
+        before = trainer.evaluate()["eval_rewards/accuracies"]
         trainer.train()
-    print(f"preferred, in nats a token: {before:+.2f} before, {margin(model, encoder, held_out):+.2f} after", end="")
-    with bank.use(None):
-        print(f", {margin(model, encoder, held_out):+.2f} without the prefix")
+        after = trainer.evaluate()["eval_rewards/accuracies"]
+    print(f"the preferred answer raised above the other: in {before:.0%} of the pairs before, in {after:.0%} after")
 
 
 if __name__ == "__main__":
