@@ -8,8 +8,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from antefix.embedded import model_path
-from antefix.training.data import Example, ExampleTokenizer
-from antefix.training.evaluation import answers, loss_per_token
+from antefix.training.examples import Example
+from antefix.training.generation import answers
+from antefix.training.losses import loss_per_token
+from antefix.training.tokens import ExampleTokenizer
 from tests.conftest import build_model
 
 EXAMPLES = [Example("The sea", "a boat"), Example("name: Ada | job: baker | town: Elmton", "bread and more bread")]
@@ -20,7 +22,7 @@ def test_a_batch_scores_as_its_rows_alone(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = build_model(name)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    encoder = ExampleTokenizer(tokenizer, tokenizer, model.config.is_encoder_decoder, 100)
+    encoder = ExampleTokenizer(tokenizer, tokenizer, model.config.is_encoder_decoder)
     prompts = [example.prompt for example in EXAMPLES]
     together = answers(model, encoder, prompts, max_new_tokens=8)
     assert together == [answers(model, encoder, [prompt], max_new_tokens=8)[0] for prompt in prompts]
@@ -34,4 +36,4 @@ def test_a_batch_scores_as_its_rows_alone(name: str) -> None:
             logits, targets = model(input_ids=ids).logits[0, :-1], labels[0, 1:]
         total += cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item()
         tokens += int((targets != -100).sum())
-    assert loss_per_token(model, rows, 0, batch_size=2) == pytest.approx(total / tokens, rel=1e-5)
+    assert loss_per_token(model, encoder, rows, batch_size=2) == pytest.approx(total / tokens, rel=1e-5)

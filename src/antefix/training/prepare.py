@@ -1,0 +1,108 @@
+"""From a recipe to a base model with a prefix to train, and examples that fit both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from transformers import set_seed
+
+from antefix.bank import PrefixBank
+from antefix.errors import DataError
+from antefix.training.base import load_tokenizer
+from antefix.training.chats import Chats
+from antefix.training.classification import Classification, labels_of
+from antefix.training.examples import Example, Wording, examples_of
+from antefix.training.lengths import check_length, cut_all, spread
+from antefix.training.recipe import Recipe
+from antefix.training.room import Room
+from antefix.training.rows import Row, read_rows
+from antefix.training.task import Task
+from antefix.training.templates import Template, Templates
+from antefix.training.tokens import Part
+from antefix.training.writing import Writing
+
+MOST_HELD_OUT = 200
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs; `lengths` are those of the trained examples, in tokens, before any was cut."""
+
+    task: Task
+    bank: PrefixBank
+    trained: Part
+    held_out: Part
+    lengths: dict[str, dict[str, int]]
+
+
+def prepare(recipe: Recipe, console: Console) -> Prepared:
+    """Read, load and check everything a recipe names; raises `AntefixError` for whatever does not fit."""
+    wording = wording_of(recipe.prompt, recipe.answer, recipe.messages, recipe.model)
+    examples = [examples_of(rows, wording) for rows in _read(recipe)]
+    set_seed(recipe.seed)
+    task = load_task(recipe, examples[0])
+    parts = [Part(part, [task.encoder.tokenize(example) for example in part]) for part in examples]
+    if not recipe.truncation:
+        check_length(task.encoder, parts, recipe.max_length)
+    bank = task.attach()
+    metadata = {"training": recipe.as_dict(), **task.metadata}
+    bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.encoder.tokenizer, metadata=metadata)
+    room = Room(bank, recipe.name)
+    lengths, warnings = _lengths(parts[0]), [task.warn(parts[0])]
+    if recipe.truncation:
+        parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
+        warnings.append(cut)
+    trained, held_out = parts
+    task.check_room(room, trained)
+    task.check_room(room, held_out)
+    task.check_room_to_score(room, held_out)
+    _report(lengths, warnings, console)
+    return Prepared(task, bank, trained, held_out, lengths)
+
+
+def wording_of(prompt: str | None, answer: str | None, messages: str | None, model: str) -> Wording:
+    """Return what makes examples of rows: the chat template of a model, or the templates of prompt and answer."""
+    if messages is not None:
+        return Chats(messages, load_tokenizer(model, "model"))
+    return Templates(Template(prompt or ""), Template(answer or ""))
+
+
+def load_task(recipe: Recipe, examples: Sequence[Example]) -> Task:
+    """Load the base model for the task of a recipe; the labels of a classification are those of the examples."""
+    if recipe.task == "classification":
+        return Classification.load(recipe.model, labels_of(examples))
+    task = Writing.load(recipe.model, recipe.answer_tokenizer, chats=recipe.messages is not None)
+    return replace(task, exact_match=recipe.exact_match)
+
+
+def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:
+    """Return the rows to train on and those held out."""
+    rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
+    if recipe.eval_data is not None:
+        return rows, read_rows(recipe.eval_data, split=recipe.eval_split)
+    if recipe.eval_split is not None:
+        return rows, read_rows(recipe.data, config=recipe.data_config, split=recipe.eval_split)
+    held_out = rows[9::10][:MOST_HELD_OUT]
+    taken = {where for where, _ in held_out}
+    if not held_out:
+        raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
+    return [row for row in rows if row[0] not in taken], held_out
+
+
+def _lengths(part: Part) -> dict[str, dict[str, int]]:
+    return {
+        "prompt": spread([len(tokens.prompt) for tokens in part.tokens]),
+        "answer": spread([len(tokens.answer) for tokens in part.tokens]),
+    }
+
+
+def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:
+    for name, numbers in lengths.items():
+        median, most, longest = (f"{number:,}" for number in numbers.values())
+        console.print(
+            f"{name}: {median} tokens in the median, 95 % at most {most}, the longest {longest}", highlight=False
+        )
+    for warning in filter(None, warnings):
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
