@@ -15,6 +15,7 @@ import antefix
 from antefix.embedded import model_path
 from antefix.errors import DataError
 from antefix.training.classification import Classification, labels_of
+from antefix.training.evaluation import score
 from antefix.training.examples import Example
 from antefix.training.room import Room
 from antefix.training.tokens import Part
@@ -75,8 +76,7 @@ def test_a_prefix_trains_all_that_no_checkpoint_has(tmp_path: Path, model_class:
             bank.save("p", tmp_path / "p.safetensors")
         else:
             bank.load(tmp_path / "p.safetensors", name="p")
-        with bank.use("p"):
-            scores.append(task.score(part, batch_size=2))
+        scores.append(score(task, bank, "p", part, task.metrics, batch_size=2))
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_a_batch_scores_as_transformers_scores_each_text(tmp_path: Path, model_c
     alone = torch.cat([task.model(torch.tensor([row["input_ids"]])).logits for row in rows]).detach()
     right = torch.tensor([row["labels"] for row in rows])
     assert right.tolist() == [1, 0, 2]
-    scores = task.score(part, batch_size=3)
+    scores = score(task, task.attach(), None, part, task.metrics, batch_size=3)
     assert scores["loss"] == pytest.approx(cross_entropy(alone, right).item(), rel=1e-5)
     assert scores["accuracy"] == (alone.argmax(1) == right).double().mean().item()
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from antefix import __version__
 from antefix.cli.demo import demo
+from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
 from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
@@ -69,4 +70,5 @@ def _options(
 app.command()(demo)
 app.command()(train)
 app.command()(generate)
+app.command()(evaluate)
 app.command()(walkthrough)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from antefix.config import PrefixConfig
 from antefix.errors import DataError
 from antefix.training.base import load_tokenizer, on_device, placement, reporting_failure, source_of
 from antefix.training.examples import Example
-from antefix.training.metrics import accuracy, loss, macro_f1
+from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
+from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
+from antefix.training.task import Measured
 from antefix.training.tokens import Part, Tokens, cut_end, pad_inputs, padding_id
 
 
@@ -67,6 +69,7 @@ class Classification:
     model: PreTrainedModel
     encoder: LabelTokenizer
     heads: tuple[str, ...]
+    metrics: Sequence[str] = LABEL_METRICS
 
     @classmethod
     def load(cls, name: str, labels: Sequence[str]) -> Classification:
@@ -106,45 +109,45 @@ class Classification:
         named = [module for module in config.trainable_modules if not any(_is(head, module) for head in self.heads)]
         return replace(config, trainable_modules=(*self.heads, *named))
 
-    def check_room(self, room: Room, part: Part) -> None:
+    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for a text that passes the positions of the model."""
         for example, tokens in zip(part.examples, part.tokens, strict=True):
             # An encoder-decoder reads the text in both of its stacks.
             again = len(tokens.prompt) if room.is_encoder_decoder else 0
             room.check(len(tokens.prompt), again, f"the example {example.prompt[:60]!r} or the prefix")
 
-    def check_room_to_score(self, room: Room, part: Part) -> None:
-        """Check no more: a text is scored as it is trained on."""
-
     def warn(self, part: Part) -> str | None:
         """Announce nothing: any label can be chosen."""
         return None
 
-    def score(self, part: Part, batch_size: int) -> dict[str, float]:
-        """Return the loss a text, in nats, accuracy and macro F1."""
-        rows = part.rows(self.encoder)
-        starts = range(0, len(rows), batch_size)
-        logits = torch.cat([self.logits(rows[start : start + batch_size]) for start in starts])
-        return {name: metric.value for name, metric in label_metrics(logits, [row["labels"] for row in rows]).items()}
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return every example by itself: a text has one label."""
+        return [[number] for number in range(len(examples))]
 
-    def logits(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        """Return the scores of the labels for encoded texts, as one batch, `(row, label)`."""
+    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+        """Return metrics of the labels chosen, and their names."""
+        rows = [part.rows(self.encoder) for part in parts]
+        scores = mixed.run(rows, length=lambda row: len(row["input_ids"]), compute=self.logits)
+        right = [row["labels"] for row in rows[0]]
+        return [self._measured(torch.stack(logits), right, metrics) for logits in scores]
+
+    def logits(self, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """Return the scores of the labels `(label)` for each encoded text, computed as one batch."""
         batch = {name: tensor.to(self.model.device) for name, tensor in self.encoder.collate(rows).items()}
         del batch["labels"]
         self.model.eval()
         with torch.no_grad():
-            return cast(Tensor, self.model(**batch).logits.float().cpu())
+            return list(self.model(**batch).logits.float().cpu())
 
-
-def label_metrics(logits: Tensor, right: Sequence[int]) -> dict[str, Any]:
-    """Return loss, accuracy and macro F1 of scores `(row, label)`, as metrics."""
-    losses = cross_entropy(logits, torch.tensor(right), reduction="none").double().numpy()
-    chosen = logits.argmax(1).tolist()
-    return {
-        "loss": loss(np.stack([losses, np.ones_like(losses)], axis=1)),
-        "accuracy": accuracy(chosen, right),
-        "macro_f1": macro_f1(chosen, right, logits.shape[1]),
-    }
+    def _measured(self, logits: Tensor, right: Sequence[int], metrics: Sequence[str]) -> Measured:
+        losses = cross_entropy(logits, torch.tensor(right), reduction="none").double().numpy()
+        chosen = logits.argmax(1).tolist()
+        found = {
+            "loss": loss(np.stack([losses, np.ones_like(losses)], axis=1)),
+            "accuracy": accuracy(chosen, right),
+            "macro_f1": macro_f1(chosen, right, logits.shape[1]),
+        }
+        return Measured({name: found[name] for name in metrics}, [self.encoder.labels[label] for label in chosen])
 
 
 def labels_of(examples: Sequence[Example]) -> list[str]:

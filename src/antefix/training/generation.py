@@ -16,17 +16,7 @@ def answers(
     model: PreTrainedModel, encoder: ExampleTokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 16
 ) -> list[str]:
     """Return the greedy answers to prompts."""
-    return write_all(model, encoder, [encoder.prompt_ids(prompt) for prompt in prompts], max_new_tokens, batch_size)
-
-
-def write_all(
-    model: PreTrainedModel,
-    encoder: ExampleTokenizer,
-    rows: Sequence[list[int]],
-    max_new_tokens: int,
-    batch_size: int = 16,
-) -> list[str]:
-    """Return the greedy answers to prompts of ids."""
+    rows = [encoder.prompt_ids(prompt) for prompt in prompts]
     starts = range(0, len(rows), batch_size)
     batches = (write(model, encoder, rows[start : start + batch_size], max_new_tokens) for start in starts)
     return [answer for batch in batches for answer in batch]

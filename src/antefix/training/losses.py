@@ -23,11 +23,3 @@ def answer_losses(model: PreTrainedModel, encoder: Encoder, rows: Sequence[dict[
         logits, labels = logits[:, :-1], labels[:, 1:]
     losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
     return torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1)], dim=1).cpu()
-
-
-def loss_per_token(model: PreTrainedModel, encoder: Encoder, rows: Sequence[dict[str, Any]], batch_size: int) -> float:
-    """Return the mean loss of the labelled tokens of encoded examples."""
-    starts = range(0, len(rows), batch_size)
-    losses = torch.cat([answer_losses(model, encoder, rows[start : start + batch_size]) for start in starts])
-    total, tokens = losses.double().sum(0).tolist()
-    return float(total / max(tokens, 1))

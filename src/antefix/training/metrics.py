@@ -16,18 +16,21 @@ References = Sequence[Sequence[str]]
 """For each answer, the texts that count as right."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
+LIKELIHOOD_METRICS = ("loss", "perplexity")
+ANSWER_METRICS = ("exact_match", "bleu", "chrf", *ROUGE)
+LABEL_METRICS = ("loss", "accuracy", "macro_f1")
 
 _SHOWN = {
-    "loss": ("loss (nats)", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.2f}"),
-    "exact_match": ("exact match", "{:.1%}"),
-    "bleu": ("BLEU", "{:.2f}"),
-    "chrf": ("chrF", "{:.2f}"),
-    "rouge1": ("ROUGE-1", "{:.4f}"),
-    "rouge2": ("ROUGE-2", "{:.4f}"),
-    "rougeL": ("ROUGE-L", "{:.4f}"),
-    "accuracy": ("accuracy", "{:.1%}"),
-    "macro_f1": ("macro F1", "{:.4f}"),
+    "loss": ("loss (nats)", ".4f"),
+    "perplexity": ("perplexity", ".2f"),
+    "exact_match": ("exact match", ".1%"),
+    "bleu": ("BLEU", ".2f"),
+    "chrf": ("chrF", ".2f"),
+    "rouge1": ("ROUGE-1", ".4f"),
+    "rouge2": ("ROUGE-2", ".4f"),
+    "rougeL": ("ROUGE-L", ".4f"),
+    "accuracy": ("accuracy", ".1%"),
+    "macro_f1": ("macro F1", ".4f"),
 }
 
 
@@ -36,17 +39,21 @@ def title(metric: str) -> str:
     return _SHOWN[metric][0]
 
 
-def show(metric: str, value: float) -> str:
-    """Return a figure of a metric with the digits that are worth reading."""
-    return _SHOWN[metric][1].format(value)
+def show(metric: str, value: float, signed: bool = False) -> str:
+    """Return a figure of a metric, or a difference of two, with the digits that are worth reading."""
+    return format(value, ("+" if signed else "") + _SHOWN[metric][1])
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as statistics `(example, statistic)` and the figure `(sample)` of their sums `(sample, statistic)`."""
+    """A metric as statistics `(example, statistic)` and the figure `(sample)` of their sums `(sample, statistic)`.
+
+    `signature` says how it was computed where a library has a way to say it.
+    """
 
     statistics: Array
     figure: Callable[[Array], Array]
+    signature: str = ""
 
     @property
     def value(self) -> float:
@@ -82,18 +89,32 @@ def chrf(answers: Sequence[str], references: References) -> Metric:
     return _sacrebleu(_import_sacrebleu().CHRF(), answers, references)
 
 
-def rouge(answers: Sequence[str], references: References) -> dict[str, Metric]:
-    """Return the mean F measure, 0 to 1, of ROUGE-1, ROUGE-2 and ROUGE-L with stemming (Lin 2004).
+def rouge(name: str, answers: Sequence[str], references: References) -> Metric:
+    """Return the mean F measure, 0 to 1, of 'rouge1', 'rouge2' or 'rougeL' with stemming (Lin 2004).
 
-    Of several references the one with the best F measure counts, for each of the three by itself.
+    Of several references the one with the best F measure counts.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ConfigError('ROUGE needs rouge_score: pip install "antefix[eval]".') from error
-    scorer = RougeScorer(ROUGE, use_stemmer=True)
-    scores = [scorer.score_multi(texts, answer) for answer, texts in zip(answers, references, strict=True)]
-    return {name: _mean([score[name].fmeasure for score in scores]) for name in ROUGE}
+    scorer = _import_rouge()([name], use_stemmer=True)
+    pairs = zip(answers, references, strict=True)
+    return _mean([scorer.score_multi(texts, answer)[name].fmeasure for answer, texts in pairs])
+
+
+def answer_metric(name: str, answers: Sequence[str], references: References) -> Metric:
+    """Return one of `ANSWER_METRICS` by its name."""
+    if name in ROUGE:
+        return rouge(name, answers, references)
+    return {"exact_match": exact_match, "bleu": bleu, "chrf": chrf}[name](answers, references)
+
+
+def check_metrics(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `ConfigError` for a metric that a task does not have, or one whose library is not installed."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no metric '{name}' for this task; it has {', '.join(map(repr, known))}.")
+    if {"bleu", "chrf"} & set(names):
+        _import_sacrebleu()
+    if set(ROUGE) & set(names):
+        _import_rouge()
 
 
 def accuracy(chosen: Sequence[int], right: Sequence[int]) -> Metric:
@@ -131,7 +152,15 @@ def _sacrebleu(metric: Any, answers: Sequence[str], references: References) -> M
     def figure(sums: Array) -> Array:
         return np.array([metric._compute_score_from_stats(list(row)).score for row in sums])
 
-    return Metric(statistics, figure)
+    return Metric(statistics, figure, str(metric.get_signature()))
+
+
+def _import_rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise ConfigError('ROUGE needs rouge_score: pip install "antefix[eval]".') from error
+    return RougeScorer
 
 
 def _import_sacrebleu() -> Any:

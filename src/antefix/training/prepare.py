@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.console import Console
 from transformers import set_seed
 
 from antefix.bank import PrefixBank
 from antefix.errors import DataError
-from antefix.training.base import load_tokenizer
-from antefix.training.chats import Chats
-from antefix.training.classification import Classification, labels_of
-from antefix.training.examples import Example, Wording, examples_of
+from antefix.training.classification import labels_of
+from antefix.training.examples import examples_of
 from antefix.training.lengths import check_length, cut_all, spread
+from antefix.training.load import load_task, wording_of
+from antefix.training.metrics import LABEL_METRICS
 from antefix.training.recipe import Recipe
 from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
 from antefix.training.task import Task
-from antefix.training.templates import Template, Templates
 from antefix.training.tokens import Part
-from antefix.training.writing import Writing
 
 MOST_HELD_OUT = 200
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that training needs; `lengths` are those of the trained examples, in tokens, before any was cut."""
+    """All that training needs.
+
+    `scores` are the metrics to report, `lengths` those of the trained examples in tokens, before any was cut.
+    """
 
     task: Task
     bank: PrefixBank
     trained: Part
     held_out: Part
+    scores: Sequence[str]
     lengths: dict[str, dict[str, int]]
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
     """Read, load and check everything a recipe names; raises `AntefixError` for whatever does not fit."""
-    wording = wording_of(recipe.prompt, recipe.answer, recipe.messages, recipe.model)
+    wording = wording_of(recipe)
     examples = [examples_of(rows, wording) for rows in _read(recipe)]
     set_seed(recipe.seed)
-    task = load_task(recipe, examples[0])
-    parts = [Part(part, [task.encoder.tokenize(example) for example in part]) for part in examples]
+    task = load_task(recipe, labels_of(examples[0]))
+    parts = [Part.encoded(part, task.encoder) for part in examples]
     if not recipe.truncation:
         check_length(task.encoder, parts, recipe.max_length)
     bank = task.attach()
@@ -56,25 +58,16 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         warnings.append(cut)
     trained, held_out = parts
     task.check_room(room, trained)
-    task.check_room(room, held_out)
-    task.check_room_to_score(room, held_out)
+    scores = _scores(recipe)
+    task.check_room(room, held_out, scores)
     _report(lengths, warnings, console)
-    return Prepared(task, bank, trained, held_out, lengths)
+    return Prepared(task, bank, trained, held_out, scores, lengths)
 
 
-def wording_of(prompt: str | None, answer: str | None, messages: str | None, model: str) -> Wording:
-    """Return what makes examples of rows: the chat template of a model, or the templates of prompt and answer."""
-    if messages is not None:
-        return Chats(messages, load_tokenizer(model, "model"))
-    return Templates(Template(prompt or ""), Template(answer or ""))
-
-
-def load_task(recipe: Recipe, examples: Sequence[Example]) -> Task:
-    """Load the base model for the task of a recipe; the labels of a classification are those of the examples."""
+def _scores(recipe: Recipe) -> tuple[str, ...]:
     if recipe.task == "classification":
-        return Classification.load(recipe.model, labels_of(examples))
-    task = Writing.load(recipe.model, recipe.answer_tokenizer, chats=recipe.messages is not None)
-    return replace(task, exact_match=recipe.exact_match)
+        return LABEL_METRICS
+    return ("loss", "exact_match") if recipe.exact_match else ("loss",)
 
 
 def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:

@@ -17,6 +17,7 @@ from antefix.bank import PrefixBank
 from antefix.errors import ConfigError
 from antefix.storage import write_atomically
 from antefix.training.curve import draw_loss_curve
+from antefix.training.evaluation import score
 from antefix.training.prepare import prepare
 from antefix.training.recipe import Recipe
 from antefix.training.tokens import Encoder
@@ -45,13 +46,12 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
     model, rows = task.model, prepared.trained.rows(task.encoder)
-    with bank.use(None):
-        before = task.score(held_out, recipe.batch_size)
+    before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     history, speed = _fit(recipe, bank, task.encoder, rows, console)
-    after = task.score(held_out, recipe.batch_size)
+    after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
         "before": before,
         "after": after,

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
 from antefix.bank import PrefixBank
 from antefix.config import PrefixConfig
+from antefix.training.examples import Example
+from antefix.training.metrics import Metric
+from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.tokens import Encoder, Part
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one system was found to do: its metrics by name, and its output for each group of examples."""
+
+    metrics: Mapping[str, Metric]
+    outputs: Sequence[str]
+
+
 class Task(Protocol):
-    """A base model, what encodes its examples, and how well it does with what its bank has in use."""
+    """A base model, what encodes its examples, and how well it does."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -23,6 +35,10 @@ class Task(Protocol):
     @property
     def encoder(self) -> Encoder:
         """What turns examples into token ids."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The names of the metrics there are for it."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -34,14 +50,14 @@ class Task(Protocol):
     def configure(self, config: PrefixConfig) -> PrefixConfig:
         """Return the configuration of a prefix with what the task needs to be trained beside it."""
 
-    def check_room(self, room: Room, part: Part) -> None:
-        """Raise `ContextLengthError` for an example that passes the positions of the model."""
-
-    def check_room_to_score(self, room: Room, part: Part) -> None:
-        """Raise `ContextLengthError` for a held-out example that cannot be scored within those positions."""
+    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+        """Raise `ContextLengthError` for an example that passes the positions of the model, also when it is scored."""
 
     def warn(self, part: Part) -> str | None:
         """Return a sentence about examples that can teach nothing good."""
 
-    def score(self, part: Part, batch_size: int) -> dict[str, float]:
-        """Return scores on held-out examples, among them `loss`."""
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the numbers of the examples that are scored together, as several right answers to one prompt."""
+
+    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+        """Return what was measured of each system, whose examples are one of `parts`."""

@@ -54,6 +54,11 @@ class Part:
     examples: Sequence[Example]
     tokens: Sequence[Tokens]
 
+    @classmethod
+    def encoded(cls, examples: Sequence[Example], encoder: Encoder) -> Part:
+        """Return examples with their ids."""
+        return cls(examples, [encoder.tokenize(example) for example in examples])
+
     def rows(self, encoder: Encoder) -> list[dict[str, Any]]:
         """Return what a model is given for each example."""
         return [encoder.row(tokens) for tokens in self.tokens]

@@ -1,0 +1,29 @@
+"""What a recipe names, loaded: the wording of its examples and the base model for its task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antefix.training.base import load_tokenizer
+from antefix.training.chats import Chats
+from antefix.training.classification import Classification
+from antefix.training.examples import Wording
+from antefix.training.recipe import Recipe
+from antefix.training.task import Task
+from antefix.training.templates import Template, Templates
+from antefix.training.writing import Writing
+
+
+def wording_of(recipe: Recipe) -> Wording:
+    """Return what makes examples of rows: the chat template of the model, or the templates of prompt and answer."""
+    if recipe.messages is not None:
+        return Chats(recipe.messages, load_tokenizer(recipe.model, "model"))
+    return Templates(Template(recipe.prompt or ""), Template(recipe.answer or ""))
+
+
+def load_task(recipe: Recipe, labels: Sequence[str], max_new_tokens: int | None = None) -> Task:
+    """Load the base model for the task of a recipe: to choose among `labels`, or to write at most `max_new_tokens`."""
+    if recipe.task == "classification":
+        return Classification.load(recipe.model, labels)
+    chats = recipe.messages is not None
+    return Writing.load(recipe.model, recipe.answer_tokenizer, chats, max_new_tokens)
