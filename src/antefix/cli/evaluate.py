@@ -80,7 +80,9 @@ def evaluate(
     if found.comparisons:
         _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
     if output is not None:
-        settings = {**given, "model": recipe.model, "data": data, "num_resamples": num_resamples, "seed": seed}
+        settings = {name: getattr(recipe, name) for name in ("data", *given)}
+        settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
+        settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
         for path in report.write_report(found, output, settings):
             console.print(f"  {path}", highlight=False, soft_wrap=True)
 
@@ -88,8 +90,8 @@ def evaluate(
 def _print(table: report.Table, caption: str, console: Console) -> None:
     heading, rows = table
     printed = Table(title=f"\n{caption}", title_justify="left")
-    for number, column in enumerate(heading):
-        printed.add_column(column, justify="left" if number == 0 else "right")
+    for column in heading:
+        printed.add_column(column, justify="left" if column in ("metric", "system") else "right")
     for row in rows:
         printed.add_row(*map(Text, row))
     console.print(printed)

@@ -88,10 +88,14 @@ def _told(name: str, prefixes: Mapping[str, Prefix]) -> Any:
 def _read_text(text: str) -> str:
     path = Path(text)
     try:
-        if path.is_file():
+        is_file = path.is_file()
+    except OSError:  # it is too long to be a path
+        is_file = False
+    if is_file:
+        try:
             return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the text '{text[:80]}' cannot be read: {error}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the text '{text}' cannot be read: {error}.") from error
     if path.suffix in (".txt", ".md") and not any(map(str.isspace, text)):
         raise ConfigError(f"there is no text file '{text}'.")
     return unescape(text)
