@@ -84,6 +84,7 @@ def test_a_prefix_and_its_head_learn_labels(invoke: Invoke, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["after"]) == {"loss", "accuracy", "macro_f1"}
+    assert set(metrics["lengths"]) == {"prompt"}
     assert metrics["after"]["accuracy"] > 0.8 > metrics["before"]["accuracy"] + 0.2
     prefix = antefix.load_prefix(out / "prefix.safetensors")
     assert prefix.metadata["labels"] == ["book", "person", "place"]

@@ -6,7 +6,7 @@ import pytest
 
 from antefix.errors import DataError
 from antefix.training.examples import Example
-from antefix.training.lengths import check_length, cut_all, spread
+from antefix.training.lengths import check_length, cut_all, spread, spreads
 from antefix.training.tokens import ExampleTokenizer, Part, Tokens
 from tests.unit.test_tokens import CAUSAL
 
@@ -22,6 +22,8 @@ def part(*sizes: tuple[int, int]) -> Part:
 def test_median_most_and_longest() -> None:
     assert spread(range(1, 101)) == {"median": 50, "95%": 95, "longest": 100}
     assert spread([7]) == {"median": 7, "95%": 7, "longest": 7}
+    numbers = spreads(CAUSAL, part((3, 2), (6, 5), (9, 9)))
+    assert numbers == {"prompt": spread([3, 6, 9]), "answer": spread([2, 5, 9])}
     assert spread([1, 2, 3, 100]) == {"median": 2, "95%": 100, "longest": 100}
 
 

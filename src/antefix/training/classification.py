@@ -44,6 +44,10 @@ class LabelTokenizer:
         """Return the number of tokens of the text."""
         return len(tokens.prompt)
 
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the length of the text."""
+        return {"prompt": len(tokens.prompt)}
+
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
         """Return the beginning of the text, with the token that closes it."""
         return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer)

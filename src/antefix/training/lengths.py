@@ -16,6 +16,12 @@ def spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"median": int(median), "95%": int(most), "longest": max(lengths)}
 
 
+def spreads(encoder: Encoder, part: Part) -> dict[str, dict[str, int]]:
+    """Return the spread of the lengths of prompts, and of what else the examples are made of."""
+    lengths = [encoder.lengths(tokens) for tokens in part.tokens]
+    return {name: spread([one[name] for one in lengths]) for name in lengths[0]}
+
+
 def check_length(encoder: Encoder, parts: Sequence[Part], max_length: int) -> None:
     """Raise `DataError`, with numbers, where examples are longer than `max_length`."""
     lengths = [encoder.length(tokens) for part in parts for tokens in part.tokens]

@@ -12,7 +12,7 @@ from antefix.bank import PrefixBank
 from antefix.errors import DataError
 from antefix.training.classification import labels_of
 from antefix.training.examples import examples_of
-from antefix.training.lengths import check_length, cut_all, spread
+from antefix.training.lengths import check_length, cut_all, spreads
 from antefix.training.load import load_task, wording_of
 from antefix.training.metrics import LABEL_METRICS
 from antefix.training.recipe import Recipe
@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     metadata = {"training": recipe.as_dict(), **task.metadata}
     bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.encoder.tokenizer, metadata=metadata)
     room = Room(bank, recipe.name)
-    lengths, warnings = _lengths(parts[0]), [task.warn(parts[0])]
+    lengths, warnings = spreads(task.encoder, parts[0]), [task.warn(parts[0])]
     if recipe.truncation:
         parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
         warnings.append(cut)
@@ -82,13 +82,6 @@ def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:
     if not held_out:
         raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
     return [row for row in rows if row[0] not in taken], held_out
-
-
-def _lengths(part: Part) -> dict[str, dict[str, int]]:
-    return {
-        "prompt": spread([len(tokens.prompt) for tokens in part.tokens]),
-        "answer": spread([len(tokens.answer) for tokens in part.tokens]),
-    }
 
 
 def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:

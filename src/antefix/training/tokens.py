@@ -37,6 +37,9 @@ class Encoder(Protocol):
     def length(self, tokens: Tokens) -> int:
         """Return how many tokens the longest sequence has that the model reads or writes for an example."""
 
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the lengths of the texts that an example is made of, by what they are."""
+
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
         """Return as much of an example as has this length."""
 
@@ -94,6 +97,10 @@ class ExampleTokenizer:
         """Return the length of prompt and answer together, or for an encoder-decoder of the longer one."""
         prompt, answer = len(tokens.prompt), len(tokens.answer)
         return max(prompt, answer) if self.is_encoder_decoder else prompt + answer
+
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the lengths of prompt and answer."""
+        return {"prompt": len(tokens.prompt), "answer": len(tokens.answer)}
 
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
         """Return an example cut to a length.
