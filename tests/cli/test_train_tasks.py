@@ -66,6 +66,9 @@ def test_conversations_train_as_the_same_prompts_and_answers(
     plain = invoke(*generate, "--prefix", tmp_path / "b" / "prefix.safetensors", "--prompt", f"{source}\\n=>\\n")
     assert from_file.exit_code == 0, from_file.output
     assert from_file.stdout == from_prompt.stdout == plain.stdout != ""
+    refused = invoke(*generate[:3], "--prefix", prefix, "--prompt", source, "--max-new-tokens", 1024)
+    length = len(AutoTokenizer.from_pretrained(chat_model)(f"{source}\n=>\n")["input_ids"])
+    assert f"the prompt ({length})" in refused.stderr, "the template's opening token is the only one"
     assert invoke(*generate, "--messages", "messages", "--file", question).exit_code == 0
 
 

@@ -50,6 +50,17 @@ def _padded(streams: list[list[str]]) -> list[list[str]]:
     return [list(texts) for texts in zip(*streams, strict=True)]
 
 
+def test_the_interval_of_a_mean_is_the_one_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(3).normal(size=(400, 1))
+    ones = np.ones_like(values)
+    first, second = (Metric(np.hstack([v, ones]), lambda sums: sums[:, 0] / sums[:, 1]) for v in (0 * values, values))
+    found = PairedBootstrap(4000).compare(first, second)
+    half = 1.96 * values.std() / 20
+    # The ends are quantiles of 4,000 draws, good to about 3 % of the half width.
+    assert found.low == pytest.approx(values.mean() - half, abs=0.08 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.08 * half)
+
+
 def test_equal_systems_do_not_differ() -> None:
     same = accuracy([0, 1, 1], [0, 1, 0])
     found = PairedBootstrap(50).compare(same, same)

@@ -32,7 +32,7 @@ REFERENCES = [
     ["The Phoenix is a cheap pub by the river.", "A cheap pub is The Phoenix."],
     ["There is a coffee shop.", "a coffee shop", "It is a coffee shop in town."],
     ["Nothing to say."],
-    ["By the river, Blue Spice serves cheap food.", "Blue Spice is by the river and serves food."],
+    ["By the river, Blue Spice serves cheap food.", "Blue Spice is by the river and serving foods."],
 ]
 
 
@@ -80,6 +80,7 @@ def test_rouge_by_hand() -> None:
     assert rouge("rouge1", answers, references).value == pytest.approx(4 / 7)
     assert rouge("rouge2", answers, references).value == pytest.approx(2 / 5)
     assert rouge("rougeL", answers, references).value == pytest.approx(4 / 7)
+    assert rouge("rouge2", ["red dogs"], [["red dog"]]).value == 1.0, "stems are compared"
 
 
 @pytest.mark.parametrize("seed", range(5))
