@@ -101,17 +101,15 @@ def _answer(model: Any, tokenizer: Any, text: str) -> str:
 
 
 def test_rows_keep_the_prefix_of_their_system_and_their_place() -> None:
+    bank = antefix.attach(build_model("llama"))
+    bank.add("a", antefix.PrefixConfig(3, init="random"))
     used = []
 
-    class Bank:
-        """Notes what is used; the real one is in the test above."""
+    def shout(items: list[str]) -> list[str]:
+        used.append(bank.selection())
+        return [item.upper() for item in items]
 
-        def use(self, names: list[str | None]) -> Any:
-            used.append(names)
-            return torch.no_grad()
-
-    mixed = MixedBatches(Bank(), [None, "a"], batch_size=3)  # type: ignore[arg-type]
-    found = mixed.run([["ccc", "a"], ["bb", "dddd"]], length=len, compute=lambda items: [i.upper() for i in items])
+    found = MixedBatches(bank, [None, "a"], batch_size=3).run([["ccc", "a"], ["bb", "dddd"]], length=len, compute=shout)
     assert found == [["CCC", "A"], ["BB", "DDDD"]]
     assert used == [["a", None, "a"], [None]], "the longest first"
 

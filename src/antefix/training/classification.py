@@ -157,7 +157,7 @@ class Classification:
 def labels_of(examples: Sequence[Example]) -> list[str]:
     """Return the labels that occur, sorted: as numbers where all are, else as text."""
     found = {example.answer for example in examples}
-    return sorted(found, key=lambda label: (int(label), "") if all(map(_is_number, found)) else (0, label))
+    return sorted(found, key=int if all(label.isdecimal() for label in found) else str)
 
 
 def _heads(model: PreTrainedModel, drawn: set[str]) -> tuple[str, ...]:
@@ -172,7 +172,3 @@ def _heads(model: PreTrainedModel, drawn: set[str]) -> tuple[str, ...]:
 
 def _is(head: str, name: str) -> bool:
     return name == head or name.startswith(f"{head}.")
-
-
-def _is_number(label: str) -> bool:
-    return label.isdecimal()

@@ -11,7 +11,6 @@ from antefix.bank import PrefixBank
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
 from antefix.training.bootstrap import Comparison, PairedBootstrap
-from antefix.training.classification import labels_of
 from antefix.training.examples import Wording, examples_of
 from antefix.training.load import load_task, wording_of
 from antefix.training.metrics import check_metrics
@@ -52,9 +51,8 @@ def evaluate_recipe(
     """
     rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
     wording = wording_of(recipe)
-    labels = labels_told(prefixes) or labels_of(examples_of(rows, wording))
     set_seed(recipe.seed)  # a checkpoint without a head gets one at random
-    task = load_task(recipe, labels, max_new_tokens)
+    task = load_task(recipe, examples_of(rows, wording), labels_told(prefixes), max_new_tokens)
     bank = task.attach()
     for name, prefix in prefixes.items():
         bank.add(name, prefix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from antefix.errors import DataError
 from antefix.training.rows import Row
@@ -19,6 +19,7 @@ class Example:
     completion: str | None = None
 
 
+@runtime_checkable
 class Wording(Protocol):
     """Makes texts of rows; `context` is a text that comes before everything else in the prompt."""
 

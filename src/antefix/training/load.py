@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from antefix.training.base import load_tokenizer
 from antefix.training.chats import Chats
-from antefix.training.classification import Classification
-from antefix.training.examples import Wording
+from antefix.training.classification import Classification, labels_of
+from antefix.training.examples import Example, Wording
 from antefix.training.recipe import Recipe
 from antefix.training.task import Task
 from antefix.training.templates import Template, Templates
@@ -21,9 +21,17 @@ def wording_of(recipe: Recipe) -> Wording:
     return Templates(Template(recipe.prompt or ""), Template(recipe.answer or ""))
 
 
-def load_task(recipe: Recipe, labels: Sequence[str], max_new_tokens: int | None = None) -> Task:
-    """Load the base model for the task of a recipe: to choose among `labels`, or to write at most `max_new_tokens`."""
+def load_task(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    labels: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+) -> Task:
+    """Load the base model for the task of a recipe.
+
+    It chooses among `labels`, or else those of the examples, or writes at most `max_new_tokens`.
+    """
     if recipe.task == "classification":
-        return Classification.load(recipe.model, labels)
+        return Classification.load(recipe.model, labels or labels_of(examples))
     chats = recipe.messages is not None
     return Writing.load(recipe.model, recipe.answer_tokenizer, chats, max_new_tokens)

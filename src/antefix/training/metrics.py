@@ -96,7 +96,7 @@ def rouge(name: str, answers: Sequence[str], references: References) -> Metric:
     """
     scorer = _import_rouge()([name], use_stemmer=True)
     pairs = zip(answers, references, strict=True)
-    return _mean([scorer.score_multi(texts, answer)[name].fmeasure for answer, texts in pairs])
+    return _mean([float(scorer.score_multi(texts, answer)[name].fmeasure) for answer, texts in pairs])
 
 
 def answer_metric(name: str, answers: Sequence[str], references: References) -> Metric:
@@ -135,7 +135,7 @@ def macro_f1(chosen: Sequence[int], right: Sequence[int], num_labels: int) -> Me
     return Metric(np.concatenate([ours * theirs, ours + theirs], axis=1), figure)
 
 
-def _mean(scores: Sequence[float]) -> Metric:
+def _mean(scores: Sequence[float] | Sequence[bool]) -> Metric:
     return Metric(np.stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))], axis=1), _ratio)
 
 

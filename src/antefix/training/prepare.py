@@ -10,7 +10,6 @@ from transformers import set_seed
 
 from antefix.bank import PrefixBank
 from antefix.errors import DataError
-from antefix.training.classification import labels_of
 from antefix.training.examples import examples_of
 from antefix.training.lengths import check_length, cut_all, spreads
 from antefix.training.load import load_task, wording_of
@@ -44,7 +43,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     wording = wording_of(recipe)
     examples = [examples_of(rows, wording) for rows in _read(recipe)]
     set_seed(recipe.seed)
-    task = load_task(recipe, labels_of(examples[0]))
+    task = load_task(recipe, examples[0])
     parts = [Part.encoded(part, task.encoder) for part in examples]
     if not recipe.truncation:
         check_length(task.encoder, parts, recipe.max_length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -25,6 +25,7 @@ class Measured:
     outputs: Sequence[str]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A base model, what encodes its examples, and how well it does."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Tokens:
     answer: list[int]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Turns examples into what a model is trained on."""
 
