@@ -20,7 +20,7 @@ from pathlib import Path
 import antefix
 from antefix.training import Recipe, train
 from antefix.training.base import load_base
-from antefix.training.evaluation import answers
+from antefix.training.generation import answers
 
 
 def writable(data: Path, model: Path, folder: Path) -> None:

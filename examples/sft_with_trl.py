@@ -14,19 +14,27 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
-from antefix.training.data import Example, ExampleTokenizer
-from antefix.training.evaluation import exact_match
+from antefix.training.examples import Example
+from antefix.training.generation import answers, longest_answer
+from antefix.training.metrics import exact_match
+from antefix.training.tokens import ExampleTokenizer
 
 
 class PrefixSFTTrainer(PrefixTrainer, SFTTrainer):
     """TRL's trainer, which trains and saves a prefix."""
+
+
+def share_right(model: PreTrainedModel, encoder: ExampleTokenizer, examples: list[Example]) -> float:
+    """Return the share of examples whose greedy answer is the expected one."""
+    given = answers(model, encoder, [example.prompt for example in examples], longest_answer(encoder, examples))
+    return exact_match(given, [[example.answer] for example in examples]).value
 
 
 def main() -> None:
@@ -37,10 +45,10 @@ def main() -> None:
         {"prompt": prompt(row["source"]), "completion": row["target"]} for row in draw_examples("headline", 250, seed=0)
     ]
     held_out = [Example(row["prompt"], row["completion"]) for row in rows[200:]]
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False, max_length=256)
+    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
 
     bank = antefix.attach(model)
-    before = exact_match(model, encoder, held_out)
+    before = share_right(model, encoder, held_out)
     bank.add("headline", antefix.PrefixConfig(num_virtual_tokens=16), tokenizer=tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PrefixSFTTrainer(
@@ -57,7 +65,7 @@ def main() -> None:
         trainer.train()
         trainer.save_model()
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    print(f"right headlines: base {before:.0%}, with prefix {exact_match(model, encoder, held_out):.0%}")
+    print(f"right headlines: base {before:.0%}, with prefix {share_right(model, encoder, held_out):.0%}")
     print(f"saved: {size / 1000:.0f} kB")
 
 

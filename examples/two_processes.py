@@ -20,7 +20,8 @@ import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator, Example, ExampleTokenizer
+from antefix.training.examples import Example
+from antefix.training.tokens import ExampleTokenizer
 
 BATCH_SIZE = 16
 
@@ -30,7 +31,7 @@ def main() -> None:
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False, max_length=256)
+    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
     rows = [encoder.encode(Example(prompt(r["source"]), r["target"])) for r in draw_examples("headline", 160, seed=0)]
     bank = antefix.attach(model)
     bank.add("headline", antefix.PrefixConfig(num_virtual_tokens=16), tokenizer=tokenizer)
@@ -47,9 +48,7 @@ def main() -> None:
             use_cpu=not torch.accelerator.is_available(),
         )
         args.per_device_train_batch_size = BATCH_SIZE // args.world_size
-        trainer = PrefixTrainer(
-            bank, "headline", args=args, train_dataset=rows, data_collator=Collator(tokenizer.pad_token_id)
-        )
+        trainer = PrefixTrainer(bank, "headline", args=args, train_dataset=rows, data_collator=encoder.collate)
         trainer.train()
         trainer.save_model()
         if trainer.is_world_process_zero():

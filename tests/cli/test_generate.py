@@ -12,7 +12,7 @@ import torch
 import antefix
 from antefix.embedded.records import prompt
 from antefix.training.base import load_base
-from antefix.training.evaluation import answers
+from antefix.training.generation import answers
 from tests.cli.conftest import Invoke, run
 from tests.conftest import build_model
 

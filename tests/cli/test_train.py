@@ -18,7 +18,7 @@ import antefix
 from antefix.embedded import model_path
 from antefix.training import Recipe, train
 from antefix.training.base import load_base
-from antefix.training.evaluation import answers
+from antefix.training.generation import answers
 from tests.cli.conftest import Invoke, command, run
 
 FAST = ("--model", "embedded", "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--epochs", "1")

@@ -22,9 +22,8 @@ PUSH = """
 import sys
 import antefix
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator
 from tests.conftest import build_model, draw_ids
-from transformers import TrainingArguments
+from transformers import TrainingArguments, default_data_collator
 
 examples = [{"input_ids": row, "labels": row} for row in draw_ids(8, 7).tolist()]
 model = build_model("llama")
@@ -36,7 +35,7 @@ arguments = TrainingArguments(
     push_to_hub=True, hub_model_id="someone/small-prefix", hub_token="hf_test", save_strategy="no", logging_steps=1,
 )
 trainer = PrefixTrainer(
-    bank, "p", args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=Collator(0)
+    bank, "p", args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=default_data_collator
 )
 trainer.train()
 trainer.evaluate()

@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, default_data_collator
 
 import antefix
 from antefix.initialize import random_prefix
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator
 from tests.conftest import build_model, draw_ids
 
 peft = pytest.importorskip("peft", reason='PEFT is not installed: pip install "antefix[peft]"')
@@ -87,7 +86,7 @@ def trained(model: Any, bank: antefix.PrefixBank, folder: Path) -> PrefixTrainer
             logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
         ),
         train_dataset=EXAMPLES,
-        data_collator=Collator(0),
+        data_collator=default_data_collator,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -114,7 +113,7 @@ def test_they_train_together_and_are_saved_apart(order: Any, tmp_path: Path) -> 
     resumed, other = order()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     second = PrefixTrainer(
-        other, "p", model=resumed, args=trainer.args, train_dataset=EXAMPLES, data_collator=Collator(0)
+        other, "p", model=resumed, args=trainer.args, train_dataset=EXAMPLES, data_collator=default_data_collator
     )
     second.remove_callback(PrinterCallback)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
 import antefix
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator
 from tests.parity.test_quantized import bitsandbytes, load, torchao
 
 EXAMPLES = [
@@ -35,7 +34,7 @@ def test_it_trains(library: Any, bits: str, tmp_path: Path, caplog: pytest.LogCa
             report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False, save_steps=2,
         ),
         "train_dataset": EXAMPLES,
-        "data_collator": Collator(0),
+        "data_collator": default_data_collator,
     }  # fmt: skip
     with pytest.raises(ValueError, match="purely quantized"):  # what PrefixTrainer is for
         Trainer(**settings)

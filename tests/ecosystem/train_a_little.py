@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from transformers import TrainingArguments
+from transformers import TrainingArguments, default_data_collator
 
 import antefix
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator
 from tests.conftest import build_model, draw_ids
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
-    trainer = PrefixTrainer(bank, "p", args=arguments, train_dataset=examples, data_collator=Collator(0))
+    trainer = PrefixTrainer(bank, "p", args=arguments, train_dataset=examples, data_collator=default_data_collator)
     trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -31,3 +31,13 @@ def test_room(
         with pytest.raises(antefix.ContextLengthError, match=r"the prefix \(40 tokens\)|the prefix \(0 tokens\)"):
             room.check(*too_much, "it")
     Room(bank).check(*(min(number, 60) for number in fits), "it")
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "most"),
+    [("llama", None, 88), ("bart", ("cross",), 64), ("bart", ("encoder",), 24), ("t5", None, None)],
+)
+def test_what_fits_into_every_stack(name: str, sites: tuple[str, ...] | None, most: int | None) -> None:
+    bank = antefix.attach(build_model(name))
+    bank.add("p", antefix.PrefixConfig(40, init="random", sites=sites))
+    assert Room(bank, "p").most == most

@@ -18,11 +18,11 @@ from transformers import (
     Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
+    default_data_collator,
 )
 
 import antefix
 from antefix.training import PrefixTrainer
-from antefix.training.data import Collator
 from tests.conftest import build_model, draw_ids
 
 EXAMPLES = [{"input_ids": row, "labels": row} for row in (draw_ids(24, 7) // 2 + 4).tolist()]
@@ -50,7 +50,7 @@ def trainer(folder: Path, config: antefix.PrefixConfig | None = None, **settings
         args=arguments(folder, **settings),
         train_dataset=EXAMPLES,
         eval_dataset=HELD_OUT,
-        data_collator=Collator(0),
+        data_collator=default_data_collator,
         callbacks=callbacks,
     )
     made.remove_callback(PrinterCallback)
@@ -147,7 +147,7 @@ def test_it_trains_a_prefix_that_was_kept_as_it_was(tmp_path: Path) -> None:
     bank = made.bank
     bank.requires_grad_("p", False)
     assert not any(p.requires_grad for p in bank.model.parameters())
-    PrefixTrainer(bank, "p", args=arguments(tmp_path), train_dataset=EXAMPLES, data_collator=Collator(0))
+    PrefixTrainer(bank, "p", args=arguments(tmp_path), train_dataset=EXAMPLES, data_collator=default_data_collator)
     assert [n for n, p in bank.model.named_parameters() if p.requires_grad] == ["antefix_prefixes.0.embedding.weight"]
     bank.add("data", bank.prefix("p"))
     with pytest.raises(antefix.ConfigError, match="'data' has no parameters here"):
@@ -186,7 +186,7 @@ def test_as_a_mixin_it_predicts_with_generate(tmp_path: Path) -> None:
         ),
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES[:6],
-        data_collator=Collator(0),
+        data_collator=default_data_collator,
         compute_metrics=score,
     )
     made.remove_callback(PrinterCallback)

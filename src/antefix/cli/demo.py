@@ -19,7 +19,7 @@ from antefix.embedded.records import draw_examples, prompt
 from antefix.storage import write_atomically
 from antefix.training import Recipe, TrainingResult
 from antefix.training.base import load_base
-from antefix.training.evaluation import answers
+from antefix.training.generation import answers
 
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50

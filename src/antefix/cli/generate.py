@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from antefix.errors import ConfigError
-from antefix.prefix import Prefix
 from antefix.storage import load_prefix
-from antefix.training.base import attach_writer, load_base
-from antefix.training.data import ExampleTokenizer, Template, is_table, read_rows, unescape
-from antefix.training.evaluation import generate_ids, padding_id
-from antefix.training.recipe import MOST_SEED
+from antefix.training.base import attach_writer, load_base, load_tokenizer
+from antefix.training.chats import Chats
+from antefix.training.generation import generate_ids
+from antefix.training.recipe import MOST_SEED, trained_with
 from antefix.training.room import Room
+from antefix.training.rows import is_table, read_rows
+from antefix.training.templates import Template, unescape
+from antefix.training.tokens import ExampleTokenizer, padding_id
 
 LEAST_TEMPERATURE = 0.01
 """Below, logits over temperature leave the range of fp16 and then of fp32."""
@@ -25,14 +28,19 @@ LEAST_TEMPERATURE = 0.01
 def generate(
     model: Annotated[str, typer.Option(help="Base model: a hub name, a folder, or 'embedded'.")],
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The prompt, as it is; \\n is a line break.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; \\n is a line break.")] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts: .txt with one a line, or .jsonl/.csv for the template the prefix was trained with."
+            help="Prompts: .txt with one a line, or .jsonl/.csv/.parquet for the templates or the conversations the "
+            "prefix was trained with."
         ),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Another template for the rows of --file.")] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(help="Field of a conversation in the rows of --file; --prompt is a user's message then."),
+    ] = None,
     answer_tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
     ] = None,
@@ -49,13 +57,15 @@ def generate(
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = load_prefix(prefix) if prefix is not None else None
-    trained_with = _prompt_template(loaded) if loaded is not None else None
-    prompts = (
-        [unescape(prompt)]
-        if prompt is not None
-        else _read_prompts(file, unescape(template) if template else trained_with)
-    )
+    settings = trained_with(loaded) if loaded is not None else {}
+    if template is None and messages is None:
+        template, messages = settings.get("prompt"), settings.get("messages")
+    elif template is not None:
+        template = unescape(template)
+    chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
+    prompts = _read_prompts(prompt, file, template, chats)
     base, encoder = load_base(model, answer_tokenizer)
+    encoder = replace(encoder, adds_special_tokens=chats is None)
     bank = attach_writer(base)
     if loaded is not None:
         bank.add("prefix", loaded)
@@ -75,28 +85,28 @@ def generate(
         _stream(base, encoder, ids, max_new_tokens, sampling)
 
 
-def _prompt_template(prefix: Prefix) -> str | None:
-    """Return the template that a prefix was trained with, where its file tells one."""
-    training = prefix.metadata.get("training")
-    template = training.get("prompt") if isinstance(training, dict) else None
-    return template if isinstance(template, str) else None
+def _read_prompts(prompt: str | None, file: Path | None, template: object, chats: Chats | None) -> list[str]:
+    if file is not None and is_table(file):
+        rows = read_rows(file)
+        if chats is not None:
+            return [chats.prompt(row) for row in rows]
+        if not isinstance(template, str):
+            raise ConfigError(f"the rows of '{file}' need --template or --messages to become prompts.")
+        parsed = Template(template)
+        return [parsed.fill(row, where) for where, row in rows]
+    prompts = [unescape(prompt)] if prompt is not None else _read_lines(cast(Path, file))
+    return prompts if chats is None else [chats.ask(text) for text in prompts]
 
 
-def _read_prompts(file: Path | None, template: str | None) -> list[str]:
-    assert file is not None
-    if not is_table(file):
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the file '{file}' cannot be read: {error}.") from error
-        prompts = [unescape(line) for line in lines if line.strip()]
-        if not prompts:
-            raise ConfigError(f"the file '{file}' holds no prompts.")
-        return prompts
-    if template is None:
-        raise ConfigError(f"the rows of '{file}' need --template to become prompts.")
-    parsed = Template(template)
-    return [parsed.fill(row, where) for where, row in read_rows(file)]
+def _read_lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the file '{file}' cannot be read: {error}.") from error
+    prompts = [unescape(line) for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"the file '{file}' holds no prompts.")
+    return prompts
 
 
 def _stream(
@@ -109,7 +119,7 @@ def _stream(
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
         num_beams=1,
-        pad_token_id=padding_id(encoder),
+        pad_token_id=padding_id(encoder.tokenizer),
         streamer=TextStreamer(encoder.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,
     )

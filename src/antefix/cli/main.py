@@ -13,6 +13,7 @@ from antefix import __version__
 from antefix.cli.compose import compose
 from antefix.cli.convert import convert
 from antefix.cli.demo import demo
+from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
 from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
@@ -73,4 +74,5 @@ app.command()(train)
 app.command()(generate)
 app.command()(compose)
 app.command()(convert)
+app.command()(evaluate)
 app.command()(walkthrough)

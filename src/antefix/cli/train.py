@@ -12,8 +12,9 @@ from rich.table import Table
 
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
-from antefix.training.data import unescape
 from antefix.training.launch import is_main_process
+from antefix.training.metrics import show, title
+from antefix.training.templates import unescape
 
 INTERRUPTED = 130
 
@@ -25,15 +26,34 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Examples: .jsonl or .csv, either may be gzipped.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Examples: .jsonl or .csv (also gzipped), .parquet, a folder of Dataset.save_to_disk, or a dataset of "
+            "the hub."
+        ),
+    ] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
+    data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="'text' learns to write the answer; 'classification' to choose it as a label. [default: text]"
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Template of the prompt, such as '{question}\\n'; \\n is a line break.")
     ] = None,
     answer: Annotated[str | None, typer.Option(help="Template of the answer, such as '{answer}'.")] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(help="Field of a conversation, in place of templates; its last message is the answer."),
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for prefix, metrics and curve.")] = None,
     eval_data: Annotated[
         str | None, typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
     ] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Split to score on, of --eval-data or of --data.")] = None,
     answer_tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
     ] = None,
@@ -50,6 +70,10 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.005]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. [default: 16]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of an example. [default: 1024]")] = None,
+    truncation: Annotated[
+        bool | None, typer.Option("--truncation", help="Cut longer examples instead of refusing them.")
+    ] = None,
     gradient_checkpointing: Annotated[
         bool | None, typer.Option("--gradient-checkpointing", help="Recompute activations to save memory.")
     ] = None,
@@ -69,15 +93,22 @@ def train(
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
+        "data_config": data_config,
+        "data_split": data_split,
+        "task": task,
         "prompt": unescape(prompt) if prompt else None,
         "answer": unescape(answer) if answer else None,
+        "messages": messages,
         "output": output,
         "eval_data": eval_data,
+        "eval_split": eval_split,
         "answer_tokenizer": answer_tokenizer,
         "num_examples": num_examples,
         "learning_rate": learning_rate,
         "epochs": epochs,
         "batch_size": batch_size,
+        "max_length": max_length,
+        "truncation": truncation,
         "gradient_checkpointing": gradient_checkpointing,
         "exact_match": exact_match,
         "seed": seed,
@@ -106,11 +137,7 @@ def print_result(result: TrainingResult, console: Console) -> None:
     """Print the scores before and after, and where the files lie."""
     table = Table("held out", "base", "with prefix")
     for name, before in result.metrics["before"].items():
-        after = result.metrics["after"][name]
-        if name == "exact_match":
-            table.add_row("exact match", f"{before:.1%}", f"{after:.1%}")
-        else:
-            table.add_row("loss (nats a token)", f"{before:.4f}", f"{after:.4f}")
+        table.add_row(title(name), show(name, before), show(name, result.metrics["after"][name]))
     console.print(table)
     for path in (result.prefix_path, result.metrics_path, result.curve_path):
         if path is not None:

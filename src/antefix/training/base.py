@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -19,29 +21,56 @@ from transformers import (
 from antefix.bank import PrefixBank, attach
 from antefix.embedded import model_path
 from antefix.errors import ConfigError, UnsupportedModelError
-from antefix.training.data import ExampleTokenizer
 from antefix.training.launch import local_rank
+from antefix.training.tokens import ExampleTokenizer
 
 
-def load_base(
-    name: str, answer_tokenizer: str | None = None, max_length: int = 1024
-) -> tuple[PreTrainedModel, ExampleTokenizer]:
+def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTrainedModel, ExampleTokenizer]:
     """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
 
     Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
     """
-    source = str(model_path()) if name == "embedded" else name
-    on_gpu = torch.cuda.is_available()
+    with reporting_failure("model", name):
+        is_encoder_decoder = bool(AutoConfig.from_pretrained(source_of(name)).is_encoder_decoder)
+    tokenizer = load_tokenizer(name, "model")
+    for_answers = load_tokenizer(answer_tokenizer) if answer_tokenizer else tokenizer
+    auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    with reporting_failure("model", name):
+        model = auto.from_pretrained(source_of(name), **placement())
+    return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
+
+
+def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
+    """Load a tokenizer, or that of a model; raises `ConfigError` where it cannot be loaded."""
+    with reporting_failure(of, name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source_of(name))
+    return tokenizer
+
+
+def source_of(name: str) -> str:
+    """Return what `from_pretrained` takes for a name."""
+    return str(model_path()) if name == "embedded" else name
+
+
+def placement() -> dict[str, Any]:
+    """Return the dtype to load weights in: the checkpoint's on a GPU, fp32 on a CPU."""
+    return {"dtype": "auto" if torch.cuda.is_available() else torch.float32}
+
+
+def on_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model in evaluation mode on the GPU, where there is one."""
+    cast(Any, model).to(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
+    model.eval()
+    return model
+
+
+@contextmanager
+def reporting_failure(kind: str, name: str) -> Iterator[None]:
+    """Raise `ConfigError`, one sentence, for whatever loading a model or tokenizer raises."""
     try:
-        config = AutoConfig.from_pretrained(source)
-        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = auto.from_pretrained(source, dtype="auto" if on_gpu else torch.float32)
+        yield
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise ConfigError(f"the model '{name}' cannot be loaded: {_on_one_line(error)}") from error
-    for_answers = _load_tokenizer(answer_tokenizer) if answer_tokenizer else tokenizer
-    encoder = ExampleTokenizer(tokenizer, for_answers, config.is_encoder_decoder, max_length)
-    return model.to(f"cuda:{local_rank()}" if on_gpu else "cpu").eval(), encoder
+        raise ConfigError(f"the {kind} '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def attach_writer(model: PreTrainedModel) -> PrefixBank:
@@ -53,15 +82,3 @@ def attach_writer(model: PreTrainedModel) -> PrefixBank:
             "answers; take a causal model or an encoder-decoder."
         )
     return bank
-
-
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the tokenizer '{name}' cannot be loaded: {_on_one_line(error)}") from error
-    return tokenizer
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

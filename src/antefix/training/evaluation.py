@@ -1,85 +1,108 @@
-"""How well a model does with what its bank has active: loss a token, exact match, and the answers themselves."""
+"""`evaluate`: how well systems on one base model do, and whether they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import set_seed
 
-from antefix.training.data import IGNORED_LABEL, Collator, Example, ExampleTokenizer, pad_rows
-
-
-def loss_per_token(
-    model: PreTrainedModel, rows: Sequence[dict[str, list[int]]], pad_token_id: int, batch_size: int
-) -> float:
-    """Return the mean negative log-likelihood, in nats, of the labelled tokens of encoded examples."""
-    collate = Collator(pad_token_id)
-    total, tokens = 0.0, 0
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            batch = {
-                name: tensor.to(model.device) for name, tensor in collate(rows[start : start + batch_size]).items()
-            }
-            logits, labels = model(**batch, use_cache=False).logits.float(), batch["labels"]
-            if not model.config.is_encoder_decoder:
-                logits, labels = logits[:, :-1], labels[:, 1:]
-            total += cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-            ).item()
-            tokens += int((labels != IGNORED_LABEL).sum())
-    return total / max(tokens, 1)
+from antefix.bank import PrefixBank
+from antefix.errors import ConfigError
+from antefix.prefix import Prefix
+from antefix.training.bootstrap import Comparison, PairedBootstrap
+from antefix.training.examples import Wording, examples_of
+from antefix.training.load import load_task, wording_of
+from antefix.training.metrics import check_metrics
+from antefix.training.mixed import MixedBatches
+from antefix.training.recipe import Recipe
+from antefix.training.room import Room
+from antefix.training.rows import Row, read_rows
+from antefix.training.systems import System, labels_told
+from antefix.training.task import Measured, Task
+from antefix.training.tokens import Part
 
 
-def answers(
-    model: PreTrainedModel, encoder: ExampleTokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 16
-) -> list[str]:
-    """Return the greedy answers to prompts."""
-    pad = padding_id(encoder)
-    found: list[str] = []
-    model.eval()
-    for start in range(0, len(prompts), batch_size):
-        rows = [encoder.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
-        # A causal model goes on from the right end, so its padding stands on the left.
-        ids = pad_rows(rows, pad, on_left=not encoder.is_encoder_decoder)
-        mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=not encoder.is_encoder_decoder)
-        made = generate_ids(
-            model,
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-        )
-        if not encoder.is_encoder_decoder:
-            made = made[:, ids.shape[1] :]
-        found += encoder.answer_tokenizer.batch_decode(made, skip_special_tokens=True)
-    return found
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, by the name of the system; every other one is compared with the first.
+
+    `prompts` are the distinct ones, without a text before them, and `references` the answers that count as right.
+    """
+
+    measured: Mapping[str, Measured]
+    comparisons: Mapping[str, Mapping[str, Comparison]]
+    num_examples: int
+    prompts: Sequence[str]
+    references: Sequence[Sequence[str]]
 
 
-def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
-    """Call `model.generate`, which not every `PreTrainedModel` has by its type."""
-    return cast(Tensor, cast(Any, model).generate(**arguments))
+def evaluate_recipe(
+    recipe: Recipe,
+    prefixes: Mapping[str, Prefix],
+    systems: Sequence[System],
+    metrics: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+    bootstrap: PairedBootstrap = PairedBootstrap(),  # noqa: B008 - it is immutable
+) -> Evaluation:
+    """Evaluate systems with these prefixes on the data, the model and the wording of a recipe.
+
+    The labels of a classification are those that the prefixes were trained on, or else those of the data.
+    """
+    rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
+    wording = wording_of(recipe)
+    set_seed(recipe.seed)  # a checkpoint without a head gets one at random
+    task = load_task(recipe, examples_of(rows, wording), labels_told(prefixes), max_new_tokens)
+    bank = task.attach()
+    for name, prefix in prefixes.items():
+        bank.add(name, prefix)
+    return evaluate(task, bank, systems, rows, wording, metrics, recipe.batch_size, bootstrap)
 
 
-def exact_match(model: PreTrainedModel, encoder: ExampleTokenizer, examples: Sequence[Example]) -> float:
-    """Return the share of examples whose greedy answer is the expected one, white space at the ends aside."""
-    given = answers(model, encoder, [example.prompt for example in examples], longest_answer(encoder, examples))
-    return sum(a.strip() == e.answer.strip() for a, e in zip(given, examples, strict=True)) / len(examples)
+def evaluate(
+    task: Task,
+    bank: PrefixBank,
+    systems: Sequence[System],
+    rows: Sequence[Row],
+    wording: Wording,
+    metrics: Sequence[str] | None = None,
+    batch_size: int = 16,
+    bootstrap: PairedBootstrap = PairedBootstrap(),  # noqa: B008 - it is immutable
+) -> Evaluation:
+    """Measure systems on the same rows, by all metrics of the task or those named.
+
+    Rows of all systems are mixed in one batch. Raises `ConfigError` for a metric that the task does not have or that
+    needs a library which is missing, `ContextLengthError` for a prompt that leaves no room.
+    """
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two systems have the same name; they are {', '.join(map(repr, names))}.")
+    metrics = list(metrics or task.metrics)
+    check_metrics(metrics, task.metrics)
+    parts = [Part.encoded(examples_of(rows, wording, system.text), task.encoder) for system in systems]
+    for system, part in zip(systems, parts, strict=True):
+        task.check_room(Room(bank, system.prefix), part, metrics)
+    mixed = MixedBatches(bank, [system.prefix for system in systems], batch_size)
+    measured = task.measure(parts, mixed, metrics)
+    first = measured[0].metrics
+    comparisons = [
+        {name: bootstrap.compare(first[name], metric) for name, metric in other.metrics.items()}
+        for other in measured[1:]
+    ]
+    plain = examples_of(rows, wording)
+    groups = task.groups(plain)
+    return Evaluation(
+        measured=dict(zip(names, measured, strict=True)),
+        comparisons=dict(zip(names[1:], comparisons, strict=True)),
+        num_examples=len(plain),
+        prompts=[plain[group[0]].prompt for group in groups],
+        references=[[plain[number].answer for number in group] for group in groups],
+    )
 
 
-def longest_answer(encoder: ExampleTokenizer, examples: Sequence[Example]) -> int:
-    """Return how many tokens it takes to write any of the expected answers and its end."""
-    return max(len(encoder.answer_tokenizer(example.answer)["input_ids"]) for example in examples) + 2
-
-
-def padding_id(encoder: ExampleTokenizer) -> int:
-    """Return an id to pad with; any will do, because the mask hides it."""
-    tokenizer = encoder.tokenizer
-    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(found) if found is not None else 0
+def score(
+    task: Task, bank: PrefixBank, prefix: str | None, part: Part, metrics: Sequence[str], batch_size: int
+) -> dict[str, float]:
+    """Return the figures of one system on encoded examples."""
+    (measured,) = task.measure([part], MixedBatches(bank, [prefix], batch_size), metrics)
+    return {name: metric.value for name, metric in measured.metrics.items()}

@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
+from antefix.prefix import Prefix
 
+TaskName = Literal["text", "classification"]
+TASKS = get_args(TaskName)
 MOST_SEED = 2**32 - 1
 
 
@@ -21,14 +24,21 @@ MOST_SEED = 2**32 - 1
 class Recipe:
     """How a prefix is trained; the defaults are the recommended ones. Raises `ConfigError` for what cannot be.
 
-    `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`. Without
-    `eval_data`, every tenth example is held out, at most 200. `num_examples` uses that many first examples.
+    `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`; `messages` names
+    the field of a conversation instead. With `task="classification"` the answer is a label. `data_config` and
+    `data_split` choose from a dataset. Without `eval_data` or `eval_split`, every tenth example is held out, at most
+    200. `num_examples` uses that many first examples. `truncation` cuts examples of more than `max_length` tokens.
     """
 
     model: str
     data: str
-    prompt: str
-    answer: str
+    prompt: str | None = None
+    answer: str | None = None
+    messages: str | None = None
+    task: TaskName = "text"
+    data_config: str | None = None
+    data_split: str | None = None
+    eval_split: str | None = None
     output: str = "runs/prefix"
     name: str = "prefix"
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
@@ -44,6 +54,7 @@ class Recipe:
     warmup_ratio: float = 0.03
     max_grad_norm: float = 1.0
     max_length: int = 1024
+    truncation: bool = False
     exact_match: bool = False
     seed: int = 0
 
@@ -51,7 +62,7 @@ class Recipe:
         if isinstance(self.prefix, Mapping):
             object.__setattr__(self, "prefix", _build(PrefixConfig, self.prefix, "prefix"))
         for setting in fields(self):
-            if setting.name != "prefix":
+            if setting.name not in ("prefix", "task"):
                 value = _typed(setting.name, str(setting.type), getattr(self, setting.name))
                 object.__setattr__(self, setting.name, value)
         for name in (
@@ -71,6 +82,19 @@ class Recipe:
             raise ConfigError(f"seed is {self.seed}; it must be at most {MOST_SEED}.")
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"num_examples is {self.num_examples!r}; it must be 1 or more.")
+        self._check_wording()
+
+    def _check_wording(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(f"task is {self.task!r}; it must be one of {', '.join(map(repr, TASKS))}.")
+        if self.messages is None:
+            for name in ("prompt", "answer"):
+                if getattr(self, name) is None:
+                    raise ConfigError(f"the recipe lacks '{name}'; say it in the file or as --{name}.")
+        elif self.prompt is not None or self.answer is not None:
+            raise ConfigError("messages is given, so the chat template writes prompt and answer; leave those out.")
+        elif self.task == "classification":
+            raise ConfigError("task is 'classification', which takes prompt and answer, not messages.")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Recipe:
@@ -100,6 +124,12 @@ class Recipe:
         return asdict(self)
 
 
+def trained_with(prefix: Prefix) -> Mapping[str, Any]:
+    """Return the recipe that a prefix was trained with, as far as its file tells; nothing in it is checked."""
+    settings = prefix.metadata.get("training")
+    return settings if isinstance(settings, Mapping) else {}
+
+
 def _typed(name: str, kind: str, value: Any) -> Any:
     """Return a setting as its type; YAML reads 1e-3 as text, so a number may come as one."""
     if value is None and kind.endswith("| None"):
@@ -126,7 +156,7 @@ def _build(cls: type[Any], settings: Mapping[str, Any], where: str) -> Any:
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ConfigError(f"{where} has no setting '{unknown[0]}'; it knows {', '.join(known)}.")
-    required = ("model", "data", "prompt", "answer") if cls is Recipe else ()
+    required = ("model", "data") if cls is Recipe else ()
     missing = [name for name in required if name not in settings]
     if missing:
         raise ConfigError(f"{where} lacks '{missing[0]}'; say it in the file or as --{missing[0]}.")

@@ -13,13 +13,20 @@ class Room:
     def __init__(self, bank: PrefixBank, name: str | None = None) -> None:
         self.limits = bank.limits
         self.is_encoder_decoder = bool(bank.model.config.is_encoder_decoder)
+        self.kind: Kind = "decoder" if any(site.kind == "decoder" for site in bank.sites) else "encoder"
         prefix = None if name is None else bank.prefix(name)
         sites = () if prefix is None else prefix.sites
         self.num_virtual_tokens = {site.kind: prefix.num_virtual_tokens for site in sites if prefix is not None}
 
+    @property
+    def most(self) -> int | None:
+        """How many tokens fit into any stack that has a limit."""
+        room = [limit - self.num_virtual_tokens.get(kind, 0) for kind, limit in self.limits.items()]
+        return min(room, default=None)
+
     def check(self, prompt: int, answer: int, shorten: str) -> None:
         """Raise `ContextLengthError`, which ends in what to `shorten`, for numbers of tokens that do not fit."""
-        needed: dict[Kind, int] = {"decoder": prompt + answer}
+        needed: dict[Kind, int] = {self.kind: prompt + answer}
         if self.is_encoder_decoder:  # it reads the prompt in one stack and writes the answer in the other
             needed = {"encoder": prompt, "decoder": answer}
         for kind, tokens in needed.items():

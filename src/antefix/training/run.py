@@ -11,30 +11,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments
 
 from antefix.bank import PrefixBank
-from antefix.errors import ConfigError, DataError
+from antefix.errors import ConfigError
 from antefix.storage import save_prefix, write_atomically
-from antefix.training.base import attach_writer, load_base
 from antefix.training.curve import draw_loss_curve
-from antefix.training.data import (
-    IGNORED_LABEL,
-    Collator,
-    Example,
-    ExampleTokenizer,
-    Template,
-    fill_templates,
-    read_rows,
-)
-from antefix.training.evaluation import exact_match, longest_answer, loss_per_token, padding_id
+from antefix.training.evaluation import score
 from antefix.training.launch import is_main_process
+from antefix.training.prepare import prepare
 from antefix.training.progress import ProgressCallback
 from antefix.training.recipe import Recipe
-from antefix.training.room import Room
+from antefix.training.tokens import Encoder
 from antefix.training.trainer import FILE_NAME, PrefixTrainer
-
-MOST_HELD_OUT = 200
 
 
 @dataclass(frozen=True)
@@ -57,29 +46,22 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     console = console or Console(stderr=True, quiet=not is_main_process())
     if Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise ConfigError(f"output is '{recipe.output}', which is a file; name a folder.")
-    examples, held_out = _examples(recipe)
-    set_seed(recipe.seed)
-    model, encoder = load_base(recipe.model, recipe.answer_tokenizer, recipe.max_length)
-    rows, held_out_rows = ([encoder.encode(example) for example in part] for part in (examples, held_out))
-    _warn_of_unknown(examples, rows, encoder, console)
-    bank = attach_writer(model)
-    bank.add(recipe.name, recipe.prefix, tokenizer=encoder.tokenizer, metadata={"training": recipe.as_dict()})
-    _check_room(Room(bank, recipe.name), [*examples, *held_out], [*rows, *held_out_rows])
-    if recipe.exact_match:
-        _check_room_to_write(Room(bank, recipe.name), encoder, held_out)
-    with bank.use(None):
-        before = _score(recipe, model, encoder, held_out, held_out_rows)
+    prepared = prepare(recipe, console)
+    task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
+    model, rows = task.model, prepared.trained.rows(task.encoder)
+    before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    history, speed = _fit(recipe, bank, encoder, rows, console)
-    after = _score(recipe, model, encoder, held_out, held_out_rows)
+    history, speed = _fit(recipe, bank, task.encoder, rows, console)
+    after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
         "before": before,
         "after": after,
         "train_loss": history,
         "num_train_examples": len(rows),
-        "num_held_out_examples": len(held_out_rows),
+        "num_held_out_examples": len(held_out.examples),
+        "lengths": prepared.lengths,
         "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "tokens_per_second": round(speed, 1),
         "recipe": recipe.as_dict(),
@@ -87,68 +69,8 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
     return _write(recipe, bank, metrics)
 
 
-def _examples(recipe: Recipe) -> tuple[list[Example], list[Example]]:
-    prompt, answer = Template(recipe.prompt), Template(recipe.answer)
-    if not answer.fields:
-        raise DataError(f"the answer template {recipe.answer!r} names no field; write one as {{field}}.")
-    rows = read_rows(recipe.data, recipe.num_examples)
-    if recipe.eval_data is not None:
-        held_out = read_rows(recipe.eval_data)
-    else:
-        held_out = rows[9::10][:MOST_HELD_OUT]
-        taken = {where for where, _ in held_out}
-        rows = [row for row in rows if row[0] not in taken]
-    if not held_out:
-        raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
-    return fill_templates(rows, prompt, answer), fill_templates(held_out, prompt, answer)
-
-
-def _check_room(room: Room, examples: Sequence[Example], rows: Sequence[dict[str, list[int]]]) -> None:
-    for example, row in zip(examples, rows, strict=True):
-        answer = sum(label != IGNORED_LABEL for label in row["labels"])
-        prompt = len(row["input_ids"]) - (0 if room.is_encoder_decoder else answer)
-        room.check(prompt, answer, f"the example {example.prompt[:60]!r} or the prefix")
-
-
-def _check_room_to_write(room: Room, encoder: ExampleTokenizer, held_out: Sequence[Example]) -> None:
-    """Refuse held-out prompts that leave no room for the longest answer, which each of them may get."""
-    longest = longest_answer(encoder, held_out)
-    for example in held_out:
-        room.check(
-            len(encoder.prompt_ids(example.prompt)), longest, f"the example {example.prompt[:60]!r} or the prefix"
-        )
-
-
-def _warn_of_unknown(
-    examples: Sequence[Example], rows: Sequence[dict[str, list[int]]], encoder: ExampleTokenizer, console: Console
-) -> None:
-    """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
-    lost = [example for example, row in zip(examples, rows, strict=True) if not encoder.can_write(row)]
-    if lost:
-        console.print(
-            f"warning: {len(lost):,} of {len(examples):,} answers hold signs that the tokenizer does not know, such as "
-            f"{lost[0].answer[:60]!r}; leave them out or spell them in its signs.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _score(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    encoder: ExampleTokenizer,
-    examples: Sequence[Example],
-    rows: Sequence[dict[str, list[int]]],
-) -> dict[str, float]:
-    score = {"loss": loss_per_token(model, rows, padding_id(encoder), recipe.batch_size)}
-    if recipe.exact_match:
-        score["exact_match"] = exact_match(model, encoder, examples)
-    return score
-
-
 def _fit(
-    recipe: Recipe, bank: PrefixBank, encoder: ExampleTokenizer, rows: Sequence[dict[str, list[int]]], console: Console
+    recipe: Recipe, bank: PrefixBank, encoder: Encoder, rows: Sequence[dict[str, Any]], console: Console
 ) -> tuple[list[dict[str, float]], float]:
     """Run the Trainer; return loss by step and tokens a second."""
     progress = ProgressCallback(console, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
@@ -159,7 +81,7 @@ def _fit(
         recipe.name,
         args=_arguments(recipe),
         train_dataset=list(rows),
-        data_collator=Collator(padding_id(encoder)),
+        data_collator=encoder.collate,
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)

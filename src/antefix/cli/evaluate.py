@@ -1,0 +1,97 @@
+"""`antefix evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from antefix.errors import ConfigError
+from antefix.training import report
+from antefix.training.bootstrap import PairedBootstrap
+from antefix.training.evaluation import evaluate_recipe
+from antefix.training.systems import System, read_prefixes, read_texts, recipe_for
+from antefix.training.templates import unescape
+
+
+def evaluate(
+    data: Annotated[str, typer.Option(help="Examples: a file, a folder or a dataset, as for train.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model; by default the one that the first prefix was trained on.")
+    ] = None,
+    prefix: Annotated[list[str] | None, typer.Option(help="Prefix file, or NAME=FILE; repeat it for several.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text before each prompt in place of a prefix, or the file of one; repeat it for several."),
+    ] = None,
+    base: Annotated[bool, typer.Option(help="Evaluate the bare base model too, first.")] = True,
+    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: that of the prefixes]")] = None,
+    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: that of the prefixes]")] = None,
+    messages: Annotated[
+        str | None, typer.Option(help="Field of a conversation, in place of templates. [default: that of the prefixes]")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
+    answer_tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+    ] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
+    data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
+    num_examples: Annotated[int | None, typer.Option(min=1, help="Use only this many first examples.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="Metric to compute; repeat it. [default: all of the task]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, of all systems together.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens to write. [default: those of the longest expected answer]")
+    ] = None,
+    num_resamples: Annotated[int, typer.Option(min=1, help="Samples of the paired bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json, evaluation.md and answers.jsonl.")
+    ] = None,
+) -> None:
+    """Score the base model, prefixes and texts in context on the same examples, and compare each with the first."""
+    prefixes = read_prefixes(prefix or [])
+    given = {
+        "model": model,
+        "task": task,
+        "prompt": unescape(prompt) if prompt else None,
+        "answer": unescape(answer) if answer else None,
+        "messages": messages,
+        "answer_tokenizer": answer_tokenizer,
+        "data_config": data_config,
+        "data_split": data_split,
+        "num_examples": num_examples,
+        "batch_size": batch_size,
+    }
+    recipe = recipe_for(data, prefixes, given)
+    bare = [System("base")] if base else []
+    systems = [*bare, *read_texts(text or []), *(System(name, prefix=name) for name in prefixes)]
+    if not systems:
+        raise ConfigError("there is nothing to evaluate; give --prefix or --text, or leave out --no-base.")
+    bootstrap = PairedBootstrap(num_resamples, seed)
+    found = evaluate_recipe(recipe, prefixes, systems, metrics, max_new_tokens, bootstrap)
+    console = Console()
+    _print(report.scores(found), report.summary(found), console)
+    if found.comparisons:
+        _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
+    if output is not None:
+        settings = {name: getattr(recipe, name) for name in ("data", *given)}
+        settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
+        settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
+        for path in report.write_report(found, output, settings):
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _print(table: report.Table, caption: str, console: Console) -> None:
+    heading, rows = table
+    printed = Table(title=f"\n{caption}", title_justify="left")
+    for column in heading:
+        printed.add_column(column, justify="left" if column in ("metric", "system") else "right")
+    for row in rows:
+        printed.add_row(*map(Text, row))
+    console.print(printed)

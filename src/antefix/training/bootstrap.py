@@ -1,0 +1,52 @@
+"""Whether two systems differ by more than the choice of examples would make them differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from antefix.errors import ConfigError
+from antefix.training.metrics import Array, Metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of a metric between two systems, its 95 % interval, and the p-value of there being none."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """Draws the examples anew, with replacement, and looks at what becomes of a difference (Koehn 2004)."""
+
+    num_resamples: int = 1000
+    seed: int = 12345
+
+    def __post_init__(self) -> None:
+        if self.num_resamples < 1:
+            raise ConfigError(f"num_resamples is {self.num_resamples}; it must be 1 or more.")
+
+    def compare(self, first: Metric, second: Metric) -> Comparison:
+        """Compare the second system with the first on the same examples.
+
+        The interval is the middle 95 % of the resampled differences. The p-value is two-sided: how often they lie at
+        least as far from the observed difference as that does from none (Efron and Tibshirani 1993, section 16.4),
+        plus one in both counts.
+        """
+        differences = self.differences(first, second)
+        observed = second.value - first.value
+        low, high = np.percentile(differences, [2.5, 97.5])
+        extreme = int((np.abs(differences - observed) >= abs(observed)).sum())
+        return Comparison(observed, float(low), float(high), (extreme + 1) / (self.num_resamples + 1))
+
+    def differences(self, first: Metric, second: Metric) -> Array:
+        """Return the resampled differences `(resample)`; the draws are those of sacrebleu's paired bootstrap."""
+        number = len(first.statistics)
+        drawn = np.random.default_rng(self.seed).choice(number, size=(self.num_resamples, number), replace=True)
+        counts = np.stack([np.bincount(row, minlength=number) for row in drawn]).astype(np.float64)
+        return second.figure(counts @ second.statistics) - first.figure(counts @ first.statistics)

@@ -1,0 +1,174 @@
+"""`Classification`: the task of a base model with a head, to choose the label of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from antefix.bank import PrefixBank, attach
+from antefix.config import PrefixConfig
+from antefix.errors import DataError
+from antefix.training.base import load_tokenizer, on_device, placement, reporting_failure, source_of
+from antefix.training.examples import Example
+from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
+from antefix.training.mixed import MixedBatches
+from antefix.training.room import Room
+from antefix.training.task import Measured
+from antefix.training.tokens import Part, Tokens, cut_end, pad_inputs, padding_id
+
+
+@dataclass(frozen=True)
+class LabelTokenizer:
+    """Encodes texts as their tokenizer does, and each answer as the number of its label."""
+
+    tokenizer: PreTrainedTokenizerBase
+    labels: Sequence[str]
+
+    def tokenize(self, example: Example) -> Tokens:
+        """Return the ids of the text, and that of its label; raises `DataError` for a label that is not known."""
+        if example.answer not in self.labels:
+            raise DataError(
+                f"the label {example.answer!r} of {example.prompt[:60]!r} is none of those trained, which are "
+                f"{', '.join(map(repr, self.labels))}."
+            )
+        return Tokens(list(self.tokenizer(example.prompt)["input_ids"]), [self.labels.index(example.answer)])
+
+    def length(self, tokens: Tokens) -> int:
+        """Return the number of tokens of the text."""
+        return len(tokens.prompt)
+
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the length of the text."""
+        return {"prompt": len(tokens.prompt)}
+
+    def cut(self, tokens: Tokens, max_length: int) -> Tokens:
+        """Return the beginning of the text, with the token that closes it."""
+        return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer)
+
+    def row(self, tokens: Tokens) -> dict[str, Any]:
+        """Return `input_ids` and the label's number as `labels`."""
+        return {"input_ids": tokens.prompt, "labels": tokens.answer[0]}
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return rows padded on the right: `input_ids`, `attention_mask` and `labels` `(row)`."""
+        labels = torch.tensor([row["labels"] for row in rows])
+        return {**pad_inputs(rows, padding_id(self.tokenizer)), "labels": labels}
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A base model with a head for `encoder.labels`; `heads` are the modules that a prefix trains copies of.
+
+    These are all that stands outside the headless base, and whatever else the checkpoint had no weights for, which
+    is drawn at random and so belongs to the prefix.
+    """
+
+    model: PreTrainedModel
+    encoder: LabelTokenizer
+    heads: tuple[str, ...]
+    metrics: Sequence[str] = LABEL_METRICS
+
+    @classmethod
+    def load(cls, name: str, labels: Sequence[str]) -> Classification:
+        """Load a base model with a head for these labels; raises `ConfigError` where it cannot be loaded."""
+        if len(labels) < 2:
+            raise DataError(f"a classification needs two labels or more; all examples have {labels[0]!r}.")
+        tokenizer = load_tokenizer(name, "model")
+        with reporting_failure("model", name):
+            known = AutoConfig.from_pretrained(source_of(name)).id2label
+            if set(labels) <= set(known.values()):  # the base's own head may know them already
+                labels = [known[number] for number in sorted(known)]
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source_of(name),
+                id2label=dict(enumerate(labels)),
+                label2id={label: number for number, label in enumerate(labels)},
+                pad_token_id=padding_id(tokenizer),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **placement(),
+            )
+        drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        # Its loss is a mean over the batch, whatever its signature lets Trainer believe.
+        model.accepts_loss_kwargs = False
+        return cls(on_device(model), LabelTokenizer(tokenizer, tuple(labels)), _heads(model, drawn))
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The names of the labels, in the order of their numbers."""
+        return {"labels": list(self.encoder.labels)}
+
+    def attach(self) -> PrefixBank:
+        """Attach to the base model."""
+        return attach(self.model)
+
+    def configure(self, config: PrefixConfig) -> PrefixConfig:
+        """Return the configuration with the heads among the modules that are trained."""
+        named = [module for module in config.trainable_modules if not any(_is(head, module) for head in self.heads)]
+        return replace(config, trainable_modules=(*self.heads, *named))
+
+    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+        """Raise `ContextLengthError` for a text that passes the positions of the model."""
+        for example, tokens in zip(part.examples, part.tokens, strict=True):
+            # An encoder-decoder reads the text in both of its stacks.
+            again = len(tokens.prompt) if room.is_encoder_decoder else 0
+            room.check(len(tokens.prompt), again, f"the example {example.prompt[:60]!r} or the prefix")
+
+    def warn(self, part: Part) -> str | None:
+        """Announce nothing: any label can be chosen."""
+        return None
+
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return every example by itself: a text has one label."""
+        return [[number] for number in range(len(examples))]
+
+    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+        """Return metrics of the labels chosen, and their names."""
+        rows = [part.rows(self.encoder) for part in parts]
+        scores = mixed.run(rows, length=lambda row: len(row["input_ids"]), compute=self.logits)
+        right = [row["labels"] for row in rows[0]]
+        return [self._measured(torch.stack(logits), right, metrics) for logits in scores]
+
+    def logits(self, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """Return the scores of the labels `(label)` for each encoded text, computed as one batch."""
+        batch = {name: tensor.to(self.model.device) for name, tensor in self.encoder.collate(rows).items()}
+        del batch["labels"]
+        self.model.eval()
+        with torch.no_grad():
+            return list(self.model(**batch).logits.float().cpu())
+
+    def _measured(self, logits: Tensor, right: Sequence[int], metrics: Sequence[str]) -> Measured:
+        losses = cross_entropy(logits, torch.tensor(right), reduction="none").double().numpy()
+        chosen = logits.argmax(1).tolist()
+        found = {
+            "loss": loss(np.stack([losses, np.ones_like(losses)], axis=1)),
+            "accuracy": accuracy(chosen, right),
+            "macro_f1": macro_f1(chosen, right, logits.shape[1]),
+        }
+        return Measured({name: found[name] for name in metrics}, [self.encoder.labels[label] for label in chosen])
+
+
+def labels_of(examples: Sequence[Example]) -> list[str]:
+    """Return the labels that occur, sorted: as numbers where all are, else as text."""
+    found = {example.answer for example in examples}
+    return sorted(found, key=int if all(label.isdecimal() for label in found) else str)
+
+
+def _heads(model: PreTrainedModel, drawn: set[str]) -> tuple[str, ...]:
+    outside = [
+        name
+        for name, module in model.named_children()
+        if module is not model.base_model and any(True for _ in module.parameters())
+    ]
+    inside = {key.rpartition(".")[0] for key in drawn if not any(_is(head, key) for head in outside)}
+    return (*outside, *sorted(inside))
+
+
+def _is(head: str, name: str) -> bool:
+    return name == head or name.startswith(f"{head}.")

@@ -1,0 +1,25 @@
+"""Negative log-likelihoods of the answers, in nats, with what the bank has in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from antefix.training.tokens import IGNORED_LABEL, Encoder
+
+
+def answer_losses(model: PreTrainedModel, encoder: Encoder, rows: Sequence[dict[str, Any]]) -> Tensor:
+    """Return for each encoded example, as one batch, its labelled tokens' summed loss and number, `(row, 2)`."""
+    batch = {name: tensor.to(model.device) for name, tensor in encoder.collate(rows).items()}
+    model.eval()
+    with torch.no_grad():
+        logits, labels = model(**batch, use_cache=False).logits.float(), batch["labels"]
+    if not model.config.is_encoder_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
+    return torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1)], dim=1).cpu()

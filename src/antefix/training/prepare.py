@@ -1,0 +1,93 @@
+"""From a recipe to a base model with a prefix to train, and examples that fit both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from transformers import set_seed
+
+from antefix.bank import PrefixBank
+from antefix.errors import DataError
+from antefix.training.examples import examples_of
+from antefix.training.lengths import check_length, cut_all, spreads
+from antefix.training.load import load_task, wording_of
+from antefix.training.metrics import LABEL_METRICS
+from antefix.training.recipe import Recipe
+from antefix.training.room import Room
+from antefix.training.rows import Row, read_rows
+from antefix.training.task import Task
+from antefix.training.tokens import Part
+
+MOST_HELD_OUT = 200
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs.
+
+    `scores` are the metrics to report, `lengths` those of the trained examples in tokens, before any was cut.
+    """
+
+    task: Task
+    bank: PrefixBank
+    trained: Part
+    held_out: Part
+    scores: Sequence[str]
+    lengths: dict[str, dict[str, int]]
+
+
+def prepare(recipe: Recipe, console: Console) -> Prepared:
+    """Read, load and check everything a recipe names; raises `AntefixError` for whatever does not fit."""
+    wording = wording_of(recipe)
+    examples = [examples_of(rows, wording) for rows in _read(recipe)]
+    set_seed(recipe.seed)
+    task = load_task(recipe, examples[0])
+    parts = [Part.encoded(part, task.encoder) for part in examples]
+    if not recipe.truncation:
+        check_length(task.encoder, parts, recipe.max_length)
+    bank = task.attach()
+    metadata = {"training": recipe.as_dict(), **task.metadata}
+    bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.encoder.tokenizer, metadata=metadata)
+    room = Room(bank, recipe.name)
+    lengths, warnings = spreads(task.encoder, parts[0]), [task.warn(parts[0])]
+    if recipe.truncation:
+        parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
+        warnings.append(cut)
+    trained, held_out = parts
+    task.check_room(room, trained)
+    scores = _scores(recipe)
+    task.check_room(room, held_out, scores)
+    _report(lengths, warnings, console)
+    return Prepared(task, bank, trained, held_out, scores, lengths)
+
+
+def _scores(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.task == "classification":
+        return LABEL_METRICS
+    return ("loss", "exact_match") if recipe.exact_match else ("loss",)
+
+
+def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:
+    """Return the rows to train on and those held out."""
+    rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
+    if recipe.eval_data is not None:
+        return rows, read_rows(recipe.eval_data, split=recipe.eval_split)
+    if recipe.eval_split is not None:
+        return rows, read_rows(recipe.data, config=recipe.data_config, split=recipe.eval_split)
+    held_out = rows[9::10][:MOST_HELD_OUT]
+    taken = {where for where, _ in held_out}
+    if not held_out:
+        raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
+    return [row for row in rows if row[0] not in taken], held_out
+
+
+def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:
+    for name, numbers in lengths.items():
+        median, most, longest = (f"{number:,}" for number in numbers.values())
+        console.print(
+            f"{name}: {median} tokens in the median, 95 % at most {most}, the longest {longest}", highlight=False
+        )
+    for warning in filter(None, warnings):
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,102 @@
+"""What an evaluation found, as tables, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from antefix.storage import write_atomically
+from antefix.training.evaluation import Evaluation
+from antefix.training.metrics import show, title
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A heading and rows, as text."""
+
+
+def scores(evaluation: Evaluation) -> Table:
+    """Return one row a metric and one column a system."""
+    systems = list(evaluation.measured.values())
+    rows = [
+        (title(name), *(show(name, system.metrics[name].value) for system in systems)) for name in systems[0].metrics
+    ]
+    return ("metric", *evaluation.measured), rows
+
+
+def differences(evaluation: Evaluation) -> Table:
+    """Return one row for each metric of each system that was compared with the first."""
+    first = next(iter(evaluation.measured))
+    rows = [
+        (
+            system,
+            title(name),
+            show(name, found.difference, signed=True),
+            f"{show(name, found.low, signed=True)} to {show(name, found.high, signed=True)}",
+            f"{found.p_value:.3f}",
+        )
+        for system, metrics in evaluation.comparisons.items()
+        for name, found in metrics.items()
+    ]
+    return ("system", "metric", f"difference to {first}", "95 % interval", "p"), rows
+
+
+def write_report(evaluation: Evaluation, folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Write `evaluation.json` with `settings`, `evaluation.md` and `answers.jsonl` to a folder; return their paths."""
+    answers = [
+        {
+            "prompt": prompt,
+            "references": references,
+            "answers": {name: system.outputs[number] for name, system in evaluation.measured.items() if system.outputs},
+        }
+        for number, (prompt, references) in enumerate(zip(evaluation.prompts, evaluation.references, strict=True))
+    ]
+    contents = {
+        "evaluation.json": json.dumps(as_dict(evaluation, settings), indent=2, ensure_ascii=False) + "\n",
+        "evaluation.md": as_markdown(evaluation),
+        "answers.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content.encode())
+    return [folder / name for name in contents]
+
+
+def as_dict(evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures and comparisons as plain data."""
+    signatures = {
+        name: metric.signature
+        for system in evaluation.measured.values()
+        for name, metric in system.metrics.items()
+        if metric.signature
+    }
+    return {
+        "settings": dict(settings),
+        "num_examples": evaluation.num_examples,
+        "num_prompts": len(evaluation.prompts),
+        "systems": {
+            name: {metric: found.value for metric, found in system.metrics.items()}
+            for name, system in evaluation.measured.items()
+        },
+        "comparisons": {
+            name: {metric: asdict(found) for metric, found in metrics.items()}
+            for name, metrics in evaluation.comparisons.items()
+        },
+        "signatures": signatures,
+    }
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """Return the tables of scores and differences in Markdown."""
+    tables = [scores(evaluation)] + ([differences(evaluation)] if evaluation.comparisons else [])
+    return f"{summary(evaluation)}\n\n" + "\n".join(_markdown(*table) for table in tables)
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Return how much was evaluated, in a sentence."""
+    return f"{evaluation.num_examples:,} examples, {len(evaluation.prompts):,} distinct prompts."
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

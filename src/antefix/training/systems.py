@@ -1,0 +1,101 @@
+"""What is evaluated together: systems on one base model, and the wording that their prefixes were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antefix.errors import ConfigError
+from antefix.prefix import Prefix
+from antefix.storage import load_prefix
+from antefix.training.recipe import Recipe, trained_with
+from antefix.training.templates import unescape
+
+SHARED_SETTINGS = ("model", "task", "prompt", "answer", "messages", "answer_tokenizer")
+"""What all systems of an evaluation have in common, and a prefix's recipe tells."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What is evaluated: a base model with a prefix of its bank, or none, and with a text before each prompt."""
+
+    name: str
+    prefix: str | None = None
+    text: str = ""
+
+
+def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
+    """Read prefixes of `FILE` or `NAME=FILE`; without a name, that of the file, or of the folder of prefix.safetensors.
+
+    Raises `ConfigError` for two of the same name, `PrefixFormatError` for what is no prefix file.
+    """
+    prefixes: dict[str, Prefix] = {}
+    for argument in given:
+        name, separator, file = argument.partition("=")
+        if not separator or Path(argument).is_file():
+            path = Path(argument)
+            name, file = path.stem if path.stem != "prefix" else path.absolute().parent.name, argument
+        if name in prefixes:
+            raise ConfigError(f"two prefixes are named '{name}'; name them as NAME=FILE.")
+        prefixes[name] = load_prefix(file)
+    return prefixes
+
+
+def read_texts(given: Sequence[str]) -> list[System]:
+    r"""Return a system for each text, which is given itself, \n a line break, or as the file it stands in."""
+    texts = [_read_text(text) for text in given]
+    return [System("text" if len(texts) == 1 else f"text {n}", text=text) for n, text in enumerate(texts, start=1)]
+
+
+def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, Any]) -> Recipe:
+    """Return what to evaluate by: the settings given, and for those that are None what all prefixes were trained with.
+
+    Raises `ConfigError` where they were trained with different ones, or nothing tells.
+    """
+    settings = {name: value for name, value in given.items() if value is not None}
+    replaced = {"messages"} if {"prompt", "answer"} & set(settings) else set()
+    if "messages" in settings:
+        replaced = {"prompt", "answer"}
+    for name in SHARED_SETTINGS:
+        if name not in settings and name not in replaced:
+            settings[name] = _told(name, prefixes)
+    for name in ("model",) if settings.get("messages") else ("model", "prompt", "answer"):
+        if settings.get(name) is None:
+            raise ConfigError(f"no prefix tells with which {name} it was trained; give --{name}.")
+    return Recipe.from_settings({}, data=data, **settings)
+
+
+def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
+    """Return the labels that prefixes were trained to choose from; raises `ConfigError` where these differ."""
+    told = [held.metadata["labels"] for held in prefixes.values() if "labels" in held.metadata]
+    if any(labels != told[0] for labels in told):
+        raise ConfigError(f"the prefixes choose from different labels: {' and '.join(map(str, told))}.")
+    return list(map(str, told[0])) if told else None
+
+
+def _told(name: str, prefixes: Mapping[str, Prefix]) -> Any:
+    recipes = {prefix: trained_with(held) for prefix, held in prefixes.items()}
+    told = {prefix: recipe.get(name) for prefix, recipe in recipes.items() if recipe}
+    values = list(told.values())
+    if any(value != values[0] for value in values):
+        each = ", ".join(f"'{prefix}' with {value!r}" for prefix, value in told.items())
+        raise ConfigError(f"the prefixes differ in {name}: {each}; say which as --{name.replace('_', '-')}.")
+    return values[0] if values else None
+
+
+def _read_text(text: str) -> str:
+    path = Path(text)
+    try:
+        is_file = path.is_file()
+    except OSError:  # it is too long to be a path
+        is_file = False
+    if is_file:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the text '{text}' cannot be read: {error}.") from error
+    if path.suffix in (".txt", ".md") and not any(map(str.isspace, text)):
+        raise ConfigError(f"there is no text file '{text}'.")
+    return unescape(text)

@@ -1,0 +1,177 @@
+"""Examples as token ids, as a causal model or an encoder-decoder learns to write their answers, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from antefix.errors import DataError
+from antefix.training.examples import Example
+
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The ids of a prompt and of its answer."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns examples into what a model is trained on."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the base model."""
+
+    def tokenize(self, example: Example) -> Tokens:
+        """Return the ids of an example, however many they are."""
+
+    def length(self, tokens: Tokens) -> int:
+        """Return how many tokens the longest sequence has that the model reads or writes for an example."""
+
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the lengths of the texts that an example is made of, by what they are."""
+
+    def cut(self, tokens: Tokens, max_length: int) -> Tokens:
+        """Return as much of an example as has this length."""
+
+    def row(self, tokens: Tokens) -> dict[str, Any]:
+        """Return `input_ids` and `labels`."""
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return rows as one batch, `input_ids` and `attention_mask` of `(row, token)`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples that are used together, such as those held out, as text and as ids."""
+
+    examples: Sequence[Example]
+    tokens: Sequence[Tokens]
+
+    @classmethod
+    def encoded(cls, examples: Sequence[Example], encoder: Encoder) -> Part:
+        """Return examples with their ids."""
+        return cls(examples, [encoder.tokenize(example) for example in examples])
+
+    def rows(self, encoder: Encoder) -> list[dict[str, Any]]:
+        """Return what a model is given for each example."""
+        return [encoder.row(tokens) for tokens in self.tokens]
+
+
+@dataclass(frozen=True)
+class ExampleTokenizer:
+    """Encodes prompts and answers for a causal model or an encoder-decoder.
+
+    Texts that a chat template wrote hold their special tokens already: there, `adds_special_tokens` is False.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    answer_tokenizer: PreTrainedTokenizerBase
+    is_encoder_decoder: bool
+    adds_special_tokens: bool = True
+
+    def tokenize(self, example: Example) -> Tokens:
+        """Return the ids of prompt and answer; raises `DataError` for an answer that has none."""
+        if example.completion is not None:
+            answer = list(self.answer_tokenizer(example.completion, add_special_tokens=False)["input_ids"])
+        elif self.is_encoder_decoder:
+            answer = list(self.answer_tokenizer(text_target=example.answer)["input_ids"])
+        else:
+            answer = list(self.answer_tokenizer(example.answer, add_special_tokens=False)["input_ids"])
+            if self.answer_tokenizer.eos_token_id is not None:
+                answer.append(self.answer_tokenizer.eos_token_id)
+        if not answer:
+            raise DataError(f"an example has an answer without tokens: {example.prompt[:60]!r}.")
+        return Tokens(self.prompt_ids(example.prompt), answer)
+
+    def length(self, tokens: Tokens) -> int:
+        """Return the length of prompt and answer together, or for an encoder-decoder of the longer one."""
+        prompt, answer = len(tokens.prompt), len(tokens.answer)
+        return max(prompt, answer) if self.is_encoder_decoder else prompt + answer
+
+    def lengths(self, tokens: Tokens) -> dict[str, int]:
+        """Return the lengths of prompt and answer."""
+        return {"prompt": len(tokens.prompt), "answer": len(tokens.answer)}
+
+    def cut(self, tokens: Tokens, max_length: int) -> Tokens:
+        """Return an example cut to a length.
+
+        A causal model keeps the opening token and the end of its prompt, which the answer goes on from; only what is
+        left of an answer that is too long on its own is cut at the end. An encoder-decoder reads the beginning of its
+        prompt. A closing token that the tokenizer put there stays.
+        """
+        if self.is_encoder_decoder:
+            return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer[:max_length])
+        opening = tokens.prompt[: int(tokens.prompt[:1] == [self.tokenizer.bos_token_id])]
+        answer = tokens.answer[: max(max_length - max(len(opening), 1), 1)]
+        room = max_length - len(answer) - len(opening)
+        rest = tokens.prompt[len(opening) :]
+        return Tokens(opening + rest[max(len(rest) - room, 0) :], answer)
+
+    def row(self, tokens: Tokens) -> dict[str, Any]:
+        """Return `input_ids` and `labels`; a causal model's prompt has no labels."""
+        if self.is_encoder_decoder:
+            return {"input_ids": tokens.prompt, "labels": tokens.answer}
+        return {
+            "input_ids": tokens.prompt + tokens.answer,
+            "labels": [IGNORED_LABEL] * len(tokens.prompt) + tokens.answer,
+        }
+
+    def encode(self, example: Example) -> dict[str, Any]:
+        """Return `input_ids` and `labels` of an example."""
+        return self.row(self.tokenize(example))
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return rows padded on the right: `input_ids`, `attention_mask` and `labels`."""
+        labels = pad_rows([row["labels"] for row in rows], IGNORED_LABEL)
+        return {**pad_inputs(rows, padding_id(self.tokenizer)), "labels": labels}
+
+    def can_write(self, answer: Sequence[int]) -> bool:
+        """Return whether the tokenizer knows every piece of an answer."""
+        unknown, end = self.answer_tokenizer.unk_token_id, self.answer_tokenizer.eos_token_id
+        return unknown is None or unknown == end or unknown not in answer
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, with the tokenizer's opening token; a causal model's goes on from there."""
+        ids = list(self.tokenizer(prompt, add_special_tokens=self.adds_special_tokens)["input_ids"])
+        if self.adds_special_tokens and not self.is_encoder_decoder and ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids.pop()
+        return ids
+
+
+def pad_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` `(row, token)` of rows padded on the right."""
+    return {
+        "input_ids": pad_rows([row["input_ids"] for row in rows], pad_token_id),
+        "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in rows], 0),
+    }
+
+
+def pad_rows(rows: Sequence[list[int]], value: int, on_left: bool = False) -> Tensor:
+    """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
+    longest = max(map(len, rows))
+    fill = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor([gap + row if on_left else row + gap for row, gap in zip(rows, fill, strict=True)])
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id to pad with; any will do where a mask hides it."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found) if found is not None else 0
+
+
+def cut_end(ids: list[int], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the first ids, and where the tokenizer closed a longer text with a token of its own, that one last."""
+    if len(ids) <= max_length or ids[-1] not in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        return ids[:max_length]
+    return [*ids[: max_length - 1], ids[-1]]

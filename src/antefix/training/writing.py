@@ -1,0 +1,106 @@
+"""`Writing`: the task of a causal model or an encoder-decoder, to write an answer to a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from antefix.bank import PrefixBank
+from antefix.config import PrefixConfig
+from antefix.training.base import attach_writer, load_base
+from antefix.training.examples import Example
+from antefix.training.generation import longest_answer, write
+from antefix.training.losses import answer_losses
+from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss, perplexity
+from antefix.training.mixed import MixedBatches
+from antefix.training.room import Room
+from antefix.training.task import Measured
+from antefix.training.tokens import ExampleTokenizer, Part
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A base model that writes greedily, at most `max_new_tokens` or as many as the longest expected answer has."""
+
+    model: PreTrainedModel
+    encoder: ExampleTokenizer
+    max_new_tokens: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[str] = ("loss", "perplexity", *ANSWER_METRICS)
+
+    @classmethod
+    def load(
+        cls, name: str, answer_tokenizer: str | None = None, chats: bool = False, max_new_tokens: int | None = None
+    ) -> Writing:
+        """Load the base model; `chats` says that a chat template writes prompts and answers."""
+        model, encoder = load_base(name, answer_tokenizer)
+        return cls(model, replace(encoder, adds_special_tokens=not chats), max_new_tokens)
+
+    def attach(self) -> PrefixBank:
+        """Attach to the base model; raises `UnsupportedModelError` for one that reads in both directions."""
+        return attach_writer(self.model)
+
+    def configure(self, config: PrefixConfig) -> PrefixConfig:
+        """Return the configuration as it is."""
+        return config
+
+    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+        """Raise `ContextLengthError` for an example that passes the positions of the model, given or written."""
+        most = self._most(part) if set(metrics) & set(ANSWER_METRICS) else 0
+        for example, tokens in zip(part.examples, part.tokens, strict=True):
+            shorten = f"the example {example.prompt[:60]!r} or the prefix"
+            room.check(len(tokens.prompt), max(len(tokens.answer), most), shorten)
+
+    def warn(self, part: Part) -> str | None:
+        """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
+        pairs = zip(part.examples, part.tokens, strict=True)
+        lost = [example for example, tokens in pairs if not self.encoder.can_write(tokens.answer)]
+        if not lost:
+            return None
+        return (
+            f"{len(lost):,} of {len(part.examples):,} answers hold signs that the tokenizer does not know, such as "
+            f"{lost[0].answer[:60]!r}; leave them out or spell them in its signs."
+        )
+
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the numbers of the examples of each distinct prompt: each has one answer and several references."""
+        found: dict[str, list[int]] = {}
+        for number, example in enumerate(examples):
+            found.setdefault(example.prompt, []).append(number)
+        return list(found.values())
+
+    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+        """Return loss and perplexity of all examples, and metrics of the answers to each distinct prompt."""
+        groups = self.groups(parts[0].examples)
+        found: list[dict[str, Metric]] = [{} for _ in parts]
+        if {"loss", "perplexity"} & set(metrics):
+            losses = mixed.run(
+                [part.rows(self.encoder) for part in parts],
+                length=lambda row: len(row["input_ids"]),
+                compute=lambda rows: answer_losses(self.model, self.encoder, rows).tolist(),
+            )
+            for metric_of, rows in zip(found, losses, strict=True):
+                sums = np.array([np.sum([rows[number] for number in group], axis=0) for group in groups])
+                metric_of |= {"loss": loss(sums), "perplexity": perplexity(sums)}
+        written: list[list[str]] = [[] for _ in parts]
+        if asked := [name for name in metrics if name in ANSWER_METRICS]:
+            most = max(self._most(part) for part in parts)
+            references = [[parts[0].examples[number].answer for number in group] for group in groups]
+            written = mixed.run(
+                [[part.tokens[group[0]].prompt for group in groups] for part in parts],
+                length=len,
+                compute=lambda prompts: write(self.model, self.encoder, prompts, most),
+            )
+            for metric_of, answers in zip(found, written, strict=True):
+                metric_of |= {name: answer_metric(name, answers, references) for name in asked}
+        return [
+            Measured({name: metric_of[name] for name in metrics}, outputs)
+            for metric_of, outputs in zip(found, written, strict=True)
+        ]
+
+    def _most(self, part: Part) -> int:
+        return self.max_new_tokens or longest_answer(self.encoder, part.examples)

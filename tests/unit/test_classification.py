@@ -1,0 +1,131 @@
+"""Choosing labels: which modules a prefix trains beside it, whose labels count, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+import antefix
+from antefix.embedded import model_path
+from antefix.errors import DataError
+from antefix.training.classification import Classification, labels_of
+from antefix.training.evaluation import score
+from antefix.training.examples import Example
+from antefix.training.room import Room
+from antefix.training.tokens import Part
+
+EXAMPLES = [Example("The sea is blue", "b"), Example("A boat", "a"), Example("Bread and more bread", "c")]
+SIZES: dict[str, dict[str, Any]] = {
+    "Bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "ModernBert": {},
+    "Llama": {},
+    "Bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0},
+}
+COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def save(folder: Path, model_class: str, **settings: Any) -> str:
+    """Save a small model with the embedded one's tokenizer and return its folder."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    family = next(name for name in SIZES if model_class.startswith(name))
+    sizes = SIZES[family] if family == "Bart" else COMMON | SIZES[family]
+    config = getattr(transformers, f"{family}Config")(
+        **{"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **sizes, **settings}
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # freshly initialised weights are so small that the text makes no difference
+            parameter.data.mul_(8.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "heads"),
+    [
+        ("BertForMaskedLM", ("classifier", "bert.pooler.dense")),  # its checkpoint has no pooler
+        ("BertModel", ("classifier",)),
+        ("BertForSequenceClassification", ("classifier",)),
+        ("ModernBertModel", ("head", "classifier")),
+        ("LlamaForCausalLM", ("score",)),
+        ("BartForConditionalGeneration", ("classification_head",)),  # it reads the token that ends a text
+    ],
+)
+def test_a_prefix_trains_all_that_no_checkpoint_has(tmp_path: Path, model_class: str, heads: tuple[str, ...]) -> None:
+    """What is drawn at random must be in the prefix's file: so another process, another draw, gives the same scores."""
+    source = save(tmp_path, model_class)
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        task = Classification.load(source, ["a", "b", "c"])
+        assert task.heads == heads
+        bank = task.attach()
+        examples = [Example(f"{example.prompt}</s>", example.answer) for example in EXAMPLES]
+        part = Part(examples, [task.encoder.tokenize(example) for example in examples])
+        task.check_room(Room(bank), part)
+        if seed == 1:
+            bank.add("p", task.configure(antefix.PrefixConfig(4, init="random")))
+            bank.save("p", tmp_path / "p.safetensors")
+        else:
+            bank.load(tmp_path / "p.safetensors", name="p")
+        scores.append(score(task, bank, "p", part, task.metrics, batch_size=2))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("model_class", ["BertForSequenceClassification", "LlamaForSequenceClassification"])
+def test_a_batch_scores_as_transformers_scores_each_text(tmp_path: Path, model_class: str) -> None:
+    # Llama has no padding of its own, and looks for where a text ends by it.
+    pad = {} if model_class.startswith("Bert") else {"pad_token_id": None}
+    task = Classification.load(save(tmp_path, model_class, num_labels=3, **pad), ["a", "b", "c"])
+    part = Part(EXAMPLES, [task.encoder.tokenize(example) for example in EXAMPLES])
+    rows = part.rows(task.encoder)
+    alone = torch.cat([task.model(torch.tensor([row["input_ids"]])).logits for row in rows]).detach()
+    right = torch.tensor([row["labels"] for row in rows])
+    assert right.tolist() == [1, 0, 2]
+    scores = score(task, task.attach(), None, part, task.metrics, batch_size=3)
+    assert scores["loss"] == pytest.approx(cross_entropy(alone, right).item(), rel=1e-5)
+    assert scores["accuracy"] == (alone.argmax(1) == right).double().mean().item()
+
+
+def test_labels_that_the_base_knows_keep_its_numbers(tmp_path: Path) -> None:
+    names = {0: "c", 1: "a", 2: "d", 3: "b"}
+    source = save(tmp_path, "BertForSequenceClassification", id2label=names)
+    task = Classification.load(source, ["a", "b", "c"])
+    assert task.metadata == {"labels": ["c", "a", "d", "b"]}
+    assert task.encoder.tokenize(Example("x", "b")).answer == [3]
+    head = transformers.AutoModelForSequenceClassification.from_pretrained(source).classifier.weight
+    assert torch.equal(task.model.classifier.weight, head)
+    assert Classification.load(source, ["a", "new"]).metadata == {"labels": ["a", "new"]}
+
+
+def test_labels_are_sorted_as_what_they_are() -> None:
+    assert labels_of([Example("", str(n)) for n in (10, 2, 1, 2)]) == ["1", "2", "10"]
+    assert labels_of([Example("", name) for name in ("spam", "10", "ham")]) == ["10", "ham", "spam"]
+
+
+def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:
+    source = save(tmp_path, "BertModel")
+    with pytest.raises(DataError, match="needs two labels or more; all examples have 'a'"):
+        Classification.load(source, ["a"])
+    task = Classification.load(source, ["a", "b"])
+    with pytest.raises(
+        DataError, match=r"the label 'c' of 'Bread and more bread' is none of those trained, .* 'a', 'b'"
+    ):
+        task.encoder.tokenize(EXAMPLES[2])
+    bank = task.attach()
+    with pytest.raises(antefix.ContextLengthError):
+        task.check_room(Room(bank), Part(EXAMPLES[:1], [task.encoder.tokenize(Example("sea " * 600, "a"))]))
+
+
+def test_named_modules_are_trained_beside_the_heads(tmp_path: Path) -> None:
+    task = Classification.load(save(tmp_path, "BertForMaskedLM"), ["a", "b"])
+    config = task.configure(antefix.PrefixConfig(4, trainable_modules=["classifier", "embeddings.LayerNorm"]))
+    assert config.trainable_modules == ("classifier", "bert.pooler.dense", "embeddings.LayerNorm")

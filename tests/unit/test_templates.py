@@ -1,0 +1,46 @@
+"""Templates over the fields of a row, and the sentence for one that does not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from antefix.errors import DataError
+from antefix.training.examples import Example, examples_of
+from antefix.training.templates import Template, Templates, unescape
+
+
+def test_a_null_field_is_named() -> None:
+    with pytest.raises(DataError, match="field 'us' of line 3 is null"):
+        Template("{us}").fill({"us": None}, "line 3")
+
+
+def test_escapes_of_the_command_line() -> None:
+    assert unescape(r"a\n\tb\\n") == "a\n\tb\\n"
+
+
+def test_templates_fill_fields_and_keep_doubled_braces() -> None:
+    rows = [("line 1", {"q": "why?", "n": 3})]
+    (example,) = examples_of(rows, Templates(Template("{{Q}} {q} {n}\n"), Template("{q}")))
+    assert example == Example("{Q} why? 3\n", "why?")
+
+
+def test_an_unknown_field_is_named_with_those_there_are() -> None:
+    with pytest.raises(DataError, match=r"names the field 'question', but line 7 has 'q', 'a'"):
+        Template("{question}").fill({"q": 1, "a": 2}, "line 7")
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{}", "{0.x}", "{a.__class__}", "{a[0]}", "{a!r}", "{a:>10}", "{0}"])
+def test_templates_are_fields_only(text: str) -> None:
+    with pytest.raises(DataError, match="template"):
+        Template(text)
+
+
+def test_a_context_comes_before_the_prompt() -> None:
+    templates = Templates(Template("{q}"), Template("{a}"))
+    assert templates.example(("line 1", {"q": "b", "a": "c"}), "a ") == Example("a b", "c")
+    assert templates.prompt(("line 1", {"q": "b"}), "a ") == "a b"
+
+
+def test_an_answer_that_is_always_the_same_is_refused() -> None:
+    with pytest.raises(DataError, match="the answer template 'yes' names no field"):
+        Templates(Template("{q}"), Template("yes"))
