@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import antefix
 from antefix.embedded.records import draw_examples
@@ -102,6 +103,17 @@ def test_sharded_training_keeps_no_base_weights_and_goes_on(alone: dict[str, Pat
     shutil.copytree(checkpoint, again / "checkpoint-3")
     run(*fsdp(), SCRIPT, str(again), "mlp", str(again / "checkpoint-3"))
     assert losses(again) == losses(whole)
+
+
+def test_an_adapter_beside_a_sharded_prefix_is_saved_whole(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason='PEFT is not installed: pip install "antefix[peft]"')
+    run(sys.executable, SCRIPT, str(tmp_path / "one"), "lora")
+    run(*fsdp(), SCRIPT, str(tmp_path / "two"), "lora")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=LOSSES)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=PREFIX, rtol=0)
 
 
 @pytest.mark.parametrize("launcher", [torchrun, ddp])

@@ -25,19 +25,24 @@ def shard_on_cpu() -> None:
 
 def main() -> None:
     """Train on a global batch of eight, whatever the number of processes."""
-    folder, with_mlp_and_head = Path(sys.argv[1]), sys.argv[2] == "mlp"
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     examples = [{"input_ids": row, "labels": row} for row in draw_ids(24, 7).tolist()]
-    bank = antefix.attach(build_model("llama"))
+    model = build_model("llama")
+    if kind == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=4))
+    bank = antefix.attach(model)
     torch.manual_seed(0)
     config = antefix.PrefixConfig(
         5,
         init="random",
-        reparameterization="mlp" if with_mlp_and_head else None,
+        reparameterization="mlp" if kind == "mlp" else None,
         encoder_hidden_size=16,
-        trainable_modules=["lm_head"] if with_mlp_and_head else [],
+        trainable_modules=["lm_head"] if kind == "mlp" else [],
     )
-    bank.add("p", config)
+    bank.add("p", config, freeze_base=kind != "lora")
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=8 // processes,
@@ -52,7 +57,9 @@ def main() -> None:
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
-    trainer = PrefixTrainer(bank, "p", args=arguments, train_dataset=examples, data_collator=default_data_collator)
+    trainer = PrefixTrainer(
+        bank, "p", model=model, args=arguments, train_dataset=examples, data_collator=default_data_collator
+    )
     trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)
     trainer.save_model()
     if trainer.is_world_process_zero():

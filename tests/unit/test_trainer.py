@@ -105,6 +105,21 @@ def test_a_checkpoint_holds_what_is_trained_and_no_base_weights(tmp_path: Path) 
     assert all(torch.equal(saved.keys[path], now.keys[path]) for path in now.keys)
 
 
+def test_a_plain_trainer_trains_too_and_saves_the_base(tmp_path: Path) -> None:
+    bank = trainer(tmp_path / "unused").bank
+    plain = Trainer(
+        model=bank.model, args=arguments(tmp_path), train_dataset=EXAMPLES, data_collator=default_data_collator
+    )
+    plain.remove_callback(PrinterCallback)
+    plain.train()
+    ours = trainer(tmp_path / "ours")
+    ours.train()
+    assert losses(plain) == losses(ours)
+    saved = names_in(tmp_path / "checkpoint-8" / "model.safetensors")
+    assert "antefix_prefixes.0.embedding.weight" in saved
+    assert "model.layers.0.self_attn.q_proj.weight" in saved
+
+
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
     made = trainer(
         tmp_path, learning_rate=0.3, eval_strategy="steps", eval_steps=2, save_steps=2, max_steps=12,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCardData
 from transformers import TrainerState, TrainingArguments
 
 from antefix.prefix import Prefix
+from antefix.sites import Site
 
 _TEXT = """---
 {data}
@@ -45,8 +47,22 @@ with bank.use("prefix"):
 """
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about: everything of a prefix but its tensors, which processes may hold in shards."""
+
+    sites: Sequence[Site]
+    num_virtual_tokens: int
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, prefix: Prefix) -> Subject:
+        """Describe a prefix."""
+        return cls(prefix.sites, prefix.num_virtual_tokens, prefix.metadata)
+
+
 def model_card(
-    prefix: Prefix,
+    subject: Subject,
     state: TrainerState,
     args: TrainingArguments,
     model_name: str | None = None,
@@ -54,8 +70,8 @@ def model_card(
     **labels: Any,
 ) -> str:
     """Return the card as Markdown, with the hub's metadata on top, to which `labels` such as `license` are added."""
-    base = str(prefix.metadata.get("base_model") or "")
-    base_class = str(prefix.metadata.get("base_class"))
+    base = str(subject.metadata.get("base_model") or "")
+    base_class = str(subject.metadata.get("base_class"))
     local = not base or Path(base).exists()
     data = ModelCardData(
         library_name="antefix",
@@ -69,8 +85,8 @@ def model_card(
         data=data.to_yaml(),
         name=name,
         base=f"`{base_class if local else base}`",
-        tokens=prefix.num_virtual_tokens,
-        sites=_sites(prefix),
+        tokens=subject.num_virtual_tokens,
+        sites=_kinds(subject.sites),
         auto=_auto_class(base_class),
         base_name=json.dumps("path/to/the/base/model" if local else base),
         repository=json.dumps(args.hub_model_id or f"you/{name}"),
@@ -79,9 +95,9 @@ def model_card(
     )
 
 
-def _sites(prefix: Prefix) -> str:
+def _kinds(sites: Sequence[Site]) -> str:
     layers: dict[str, int] = {}
-    for site in prefix.sites:
+    for site in sites:
         layers[site.kind] = layers.get(site.kind, 0) + 1
     names = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
     return " and ".join(f"{number} {names[kind]} layers" for kind, number in layers.items())

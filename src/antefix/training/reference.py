@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from antefix.bank import MODULE_NAME, PrefixBank
+from antefix.errors import ConfigError
 
 
 class BareBase(nn.Module):
@@ -41,3 +42,15 @@ class BareBase(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cast(nn.Module, self.__dict__["module"]), name)
+
+
+def reference_of(bank: PrefixBank) -> BareBase:
+    """Return the model that training leaves as it is; raises `ConfigError` where it trains more than prefixes."""
+    trained = [name for name, parameter in bank.model.named_parameters() if parameter.requires_grad]
+    others = [name for name in trained if MODULE_NAME not in name.split(".")]
+    if others:
+        raise ConfigError(
+            f"'{others[0]}' is trained beside the prefix, so the model without the prefix does not stay as it is; "
+            "pass a ref_model to compare with."
+        )
+    return BareBase(bank)

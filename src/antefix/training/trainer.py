@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from antefix.bank import PrefixBank
+from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
-from antefix.training.card import model_card
+from antefix.training.card import Subject, model_card
 from antefix.training.checkpoint import load_trained, save_trained, trained_tensors
-from antefix.training.reference import BareBase
+from antefix.training.reference import reference_of
 
 FILE_NAME = "prefix.safetensors"
 
@@ -30,6 +31,7 @@ class PrefixTrainer(Trainer):
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
     It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
     without its prefix for the reference. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
+    Raises `ConfigError` for a prefix that cannot train, and where no reference is given and the base is none.
     """
 
     def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
@@ -37,9 +39,10 @@ class PrefixTrainer(Trainer):
         bank.requires_grad_(name)
         self.bank = bank
         self.prefix_name = name
+        self._subject = Subject.of(bank.prefix(name))
         trainer_arguments.setdefault("model", bank.model)
-        if "ref_model" in inspect.signature(super().__init__).parameters:
-            trainer_arguments.setdefault("ref_model", BareBase(bank))
+        if "ref_model" in inspect.signature(super().__init__).parameters and "ref_model" not in trainer_arguments:
+            trainer_arguments["ref_model"] = reference_of(bank)
         with _trainable_although_quantized(trainer_arguments["model"]):
             super().__init__(**trainer_arguments)
 
@@ -47,11 +50,12 @@ class PrefixTrainer(Trainer):
         """Write the prefix; on every process, because each may hold a shard of it."""
         folder = Path(output_dir or self.args.output_dir or ".")
         prefix = self.bank.prefix(self.prefix_name)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        adapters = _adapter_tensors(model) if hasattr(model, "peft_config") else None
         if self.args.should_save:
             save_prefix(prefix, folder / FILE_NAME)
-            model: Any = self.accelerator.unwrap_model(self.model)
-            if hasattr(model, "peft_config"):
-                model.save_pretrained(folder)
+            if adapters is not None:
+                model.save_pretrained(folder, state_dict=adapters)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -70,7 +74,7 @@ class PrefixTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         card = model_card(
-            self.bank.prefix(self.prefix_name),
+            self._subject,
             self.state,
             self.args,
             model_name,
@@ -105,6 +109,14 @@ class PrefixTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_trained(self.bank.model, Path(str(self.state.best_model_checkpoint)))
+
+
+def _adapter_tensors(model: Any) -> dict[str, Tensor]:
+    """Return the whole tensors of a PeftModel's adapters, which have an adapter's name in their own."""
+    names = [f".{adapter}." for adapter in model.peft_config]
+    return {
+        name: whole(tensor) for name, tensor in model.state_dict().items() if any(part in f"{name}." for part in names)
+    }
 
 
 def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
