@@ -3,7 +3,7 @@
 PEFT trains a prefix of 768 tokens for a few steps on antefix's embedded model and saves it. The checkpoint is loaded
 twice, and one of the two models is accelerated. Both answer the same 16 prompts and take the same training step, in
 turn; the script prints how far their logits lie apart, whether the answers are equal, and the median seconds of each.
-Takes about half a minute on 2 cores.
+Takes about 20 seconds on 2 cores.
 
     python examples/accelerate_peft.py
 """

@@ -5,7 +5,7 @@ places and books, and never sees a label. Then antefix trains a prefix and a hea
 (a letter, a verse, a headline ...) a text is written. The base's checkpoint has neither head nor pooler, so the prefix
 brings both in its file. Twenty examples of each form are enough.
 
-Takes about 40 seconds on 2 cores. Needs `pip install "antefix[train]"`.
+Takes about 25 seconds on 2 cores. Needs `pip install "antefix[train]"`.
 """
 
 from __future__ import annotations

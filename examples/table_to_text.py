@@ -5,7 +5,7 @@ script trains a prefix on 200 examples and compares, on 60 other records, the ba
 prefix, and the header that names the form, which is the best that this model can do. All four write in the same
 batches. The table has BLEU, chrF and ROUGE, and says which differences are more than chance.
 
-Takes about 40 seconds on 2 cores. Needs `pip install "antefix[train,eval]"`.
+Takes about 20 seconds on 2 cores. Needs `pip install "antefix[train,eval]"`.
 """
 
 from __future__ import annotations
