@@ -2,7 +2,8 @@
 
 The base writes US phonemes. A prefix of four tokens at the encoder, the decoder and the cross-attention is trained on
 British ones; the base itself is not touched. Prints how many held-out words each spells as a Briton says them, and the
-first few that they spell differently. Takes about 25 seconds on 2 cores.
+first few that they spell differently.
+Takes about 25 seconds on 2 cores.
 
     python examples/british_phonemes.py MODEL DATA
 

@@ -3,7 +3,8 @@
 DPO compares the model with one that stays as it was, and TRL loads a second copy for that. Where a prefix is all that
 is trained, the reference is the base that is there already: `PrefixTrainer` hands it over without being asked. Here a
 prefix learns to prefer headlines to plain sentences. Prints the bytes of parameters that model and reference hold, and
-in how many held-out pairs the prefix raises the preferred answer above the other, before and after. Takes about 25 seconds on 2 cores.
+in how many held-out pairs the prefix raises the preferred answer above the other, before and after.
+Takes about 25 seconds on 2 cores.
 
     python examples/dpo_without_a_reference_copy.py
 """

@@ -2,7 +2,8 @@
 
 On antefix's embedded model, a small LoRA adapter and a prefix learn together to write headlines from records. Prints
 what was saved, and the share of held-out records with the right headline for the base, for the adapter alone and for
-both, after each was loaded from its own file; then one batch in which only the second row uses the prefix. Takes about 20 seconds on 2 cores.
+both, after each was loaded from its own file; then one batch in which only the second row uses the prefix.
+Takes about 20 seconds on 2 cores.
 
     python examples/prefix_beside_lora.py
 """

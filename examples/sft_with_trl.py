@@ -2,7 +2,8 @@
 
 `PrefixTrainer` goes in front of TRL's SFTTrainer as a mixin. A prefix of 16 tokens learns to write headlines from
 records on antefix's embedded model. Prints the share of held-out records with the right headline, before and after,
-and the size of what was saved. Takes about 50 seconds on 2 cores.
+and the size of what was saved.
+Takes about 50 seconds on 2 cores.
 
     python examples/sft_with_trl.py
 """

@@ -5,7 +5,8 @@
 
 Each process takes every other batch and DDP averages their gradients; `accelerate config` can choose FSDP2 instead.
 Alone, `python examples/two_processes.py` learns the same from batches twice as large. The first process prints the
-loss of each epoch and what was saved. Takes about a quarter of a minute on 2 cores.
+loss of each epoch and what was saved.
+Takes about a quarter of a minute on 2 cores.
 """
 
 from __future__ import annotations
