@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,12 +41,15 @@ def attach(
     `max_resident_prefixes` have a copy there, the most recently used ones.
     Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
     """
+    outer = model
     model = getattr(model, "get_base_model", lambda: model)()
     if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:
         raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")
-    return PrefixBank(model, *sites_and_cut_off(model, example_inputs), Placement(max_resident_prefixes))
+    bank = PrefixBank(model, *sites_and_cut_off(model, example_inputs), Placement(max_resident_prefixes))
+    bank.outer_model = outer
+    return bank
 
 
 class PrefixBank:
@@ -60,6 +63,8 @@ class PrefixBank:
         self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str], placement: Placement
     ) -> None:
         self.model = model
+        self.outer_model: nn.Module = model
+        """What was attached to: the model itself, or the `PeftModel` around it."""
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
         self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
@@ -134,11 +139,17 @@ class PrefixBank:
 
     def requires_grad_(self, name: str, requires_grad: bool = True) -> None:
         """Train a prefix and the modules beside it, or keep them as they are; raises `ConfigError` for a frozen one."""
-        held = self._get(name)
-        if isinstance(held, Prefix) or not all(isinstance(source, nn.Module) for source in held):
+        modules = self.modules(name)
+        if not modules:
             raise ConfigError(f"the prefix '{name}' has no parameters here; only one that a PrefixConfig made trains.")
-        for part in [*held, *self._heads.modules(name)]:
-            cast(nn.Module, part).requires_grad_(requires_grad)
+        for module in modules:
+            module.requires_grad_(requires_grad)
+
+    def modules(self, name: str) -> list[nn.Module]:
+        """Return the modules that make a prefix and those trained beside it; none for one that is data."""
+        held = self._get(name)
+        sources = [] if isinstance(held, Prefix) else [source for source in held if isinstance(source, nn.Module)]
+        return [*sources, *self._heads.modules(name)] if sources else []
 
     def load(self, path: str | os.PathLike[str], name: str) -> None:
         """Add the prefix of a file, or of a folder that PEFT saved, frozen and ready to use."""

@@ -44,11 +44,12 @@ class Prefix:
         return next(iter(self.keys.values())).shape[1]
 
     def __getitem__(self, tokens: slice) -> Prefix:
-        """Return the prefix of some tokens, `prefix[1:]` the one without the first; they keep their positions.
+        """Return the prefix of some tokens in a row, `prefix[1:]` the one without the first; their keys stay as they are.
 
         Raises `ConfigError` where none is left.
         """
-        if not isinstance(tokens, slice) or not range(*tokens.indices(self.num_virtual_tokens)):
+        is_part = isinstance(tokens, slice) and tokens.step in (None, 1)
+        if not is_part or not range(*tokens.indices(self.num_virtual_tokens)):
             raise ConfigError(
                 f"{tokens!r} names no part of {self.num_virtual_tokens} virtual tokens; take a slice, such as "
                 "prefix[1:] or prefix[:8]."

@@ -51,12 +51,14 @@ def fsdp() -> list[str]:
     return accelerate("--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 
 
-def run(*command: str) -> None:
+def run(*command: str) -> str:
+    """Run a command in the project's folder and return what it says on stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     finished = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT, check=False
     )
     assert finished.returncode == 0, finished.stderr[-5000:]
+    return finished.stderr
 
 
 def losses(folder: Path) -> list[float]:
@@ -124,7 +126,8 @@ def test_the_command_runs_under_launchers(launcher, tmp_path) -> None:
     settings = ["train", "--model", "embedded", "--data", str(data), "--prompt", "{source}\\n", "--answer", "{target}"]
     settings += ["--epochs", "2", "--num-virtual-tokens", "4", "--init", "random"]
     run(sys.executable, "-m", "antefix", *settings, "--batch-size", "6", "--output", str(tmp_path / "one"))
-    run(*launcher(), "-m", "antefix", *settings, "--batch-size", "3", "--output", str(tmp_path / "two"))
+    said = run(*launcher(), "-m", "antefix", *settings, "--batch-size", "3", "--output", str(tmp_path / "two"))
+    assert said.count("held out") == 1  # so one process speaks and writes
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     curves = [[log["loss"] for log in metrics["train_loss"]] for metrics in (one, two)]
     assert curves[1] == pytest.approx(curves[0], abs=LOSSES)

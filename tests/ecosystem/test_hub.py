@@ -20,6 +20,7 @@ COMMIT = "0" * 40
 
 PUSH = """
 import sys
+from pathlib import Path
 import antefix
 from antefix.training import PrefixTrainer
 from tests.conftest import build_model, draw_ids
@@ -32,12 +33,15 @@ bank = antefix.attach(model)
 bank.add("p", antefix.PrefixConfig(5, init="random"))
 arguments = TrainingArguments(
     output_dir=sys.argv[1], max_steps=2, report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
-    push_to_hub=True, hub_model_id="someone/small-prefix", hub_token="hf_test", save_strategy="no", logging_steps=1,
+    push_to_hub=True, hub_model_id="someone/small-prefix", hub_token="hf_test", save_strategy="steps", save_steps=1,
+    logging_steps=1,
 )
 trainer = PrefixTrainer(
     bank, "p", args=arguments, train_dataset=examples, eval_dataset=examples, data_collator=default_data_collator
 )
 trainer.train()
+trainer._finish_current_push()
+print(sorted(path.name for path in Path(sys.argv[1]).glob("*.safetensors")))
 trainer.evaluate()
 trainer.push_to_hub(dataset="someone/small-data", license="apache-2.0")
 """
@@ -140,8 +144,10 @@ def run(script: str, hub: str, home: Path, *arguments: str) -> str:
 
 
 def test_push_and_load(hub: str, tmp_path: Path) -> None:
-    run(PUSH, hub, tmp_path / "home", str(tmp_path / "run"))
-    assert set(Hub.files) == {"README.md", "prefix.safetensors"}
+    while_training = run(PUSH, hub, tmp_path / "home", str(tmp_path / "run"))
+    assert "['prefix.safetensors']" in while_training
+    # Trainer adds its arguments, as it does for every model that it pushes while it trains.
+    assert set(Hub.files) == {"README.md", "prefix.safetensors", "training_args.bin"}
     assert Hub.files["prefix.safetensors"] == (tmp_path / "run" / "prefix.safetensors").read_bytes()
     card = Hub.files["README.md"].decode()
     for expected in (

@@ -154,3 +154,34 @@ def test_rows_choose_adapter_and_prefix_by_themselves() -> None:
         with bank.use(prefix), torch.no_grad():
             alone = model(input_ids=IDS[row : row + 1], adapter_names=[adapter]).logits[0]
         torch.testing.assert_close(mixed[row], alone, atol=1e-5, rtol=0)  # rows of a batch are multiplied otherwise
+
+
+def test_the_adapter_of_a_bank_is_saved_without_asking(tmp_path: Path) -> None:
+    """With everything that PEFT would save of it, biases as well."""
+    torch.manual_seed(2)
+    config = peft.LoraConfig(target_modules=["c_attn"], r=4, bias="all", fan_in_fan_out=True)
+    model = peft.get_peft_model(build_model("gpt2"), config)
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random"), freeze_base=False)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=2, learning_rate=0.05, report_to="none", disable_tqdm=True,
+        use_cpu=True, remove_unused_columns=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = PrefixTrainer(bank, "p", args=arguments, train_dataset=EXAMPLES, data_collator=default_data_collator)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model()
+    again = peft.PeftModel.from_pretrained(build_model("gpt2"), tmp_path / "run")
+    loaded = antefix.attach(again)
+    loaded.load(tmp_path / "run" / "prefix.safetensors", "p")
+    with loaded.use("p"):
+        assert torch.equal(logits(again), logits(model.eval()))
+
+
+def test_an_adapter_that_could_not_be_saved_is_refused(tmp_path: Path) -> None:
+    model, bank = prefix_first()
+    with pytest.raises(antefix.ConfigError, match="pass the PeftModel as model"):
+        PrefixTrainer(
+            bank, "p", args=TrainingArguments(output_dir=str(tmp_path), report_to="none"), train_dataset=EXAMPLES
+        )
+    assert model.get_base_model() is bank.model

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import antefix
 from antefix.embedded import model_path
 from antefix.training import BareBase, PrefixTrainer
+from tests.parity.test_quantized import bitsandbytes, load
 
 trl = pytest.importorskip("trl", reason='TRL is not installed: pip install "antefix[trl]"')
 
@@ -131,7 +132,7 @@ def test_the_reference_of_dpo_is_the_same_model_without_its_prefix(tmp_path: Pat
     shared.train()
 
     copied = dpo(attached(), tmp_path / "copied", ref_model=base())
-    assert live_bytes() - before > 0.95 * base_bytes
+    assert live_bytes() - before > 1.95 * base_bytes  # another model, and the copy of it
     copied.train()
     assert losses(shared) == losses(copied)
     assert losses(shared)[0] > losses(shared)[-1]
@@ -170,6 +171,58 @@ def test_there_is_no_reference_where_more_than_the_prefix_trains(tmp_path: Path)
     assert dpo(bank, tmp_path, ref_model=base()).ref_model is not None
 
 
+def test_a_lora_config_of_trl_trains_beside_the_prefix(tmp_path: Path) -> None:
+    lora = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM")
+    bank = attached()
+    before = bank.prefix("p")
+    rows = [TOKENIZER(f"name: {name} | job: baker")["input_ids"] for name in "ABCDEFGH"]
+    trainer = PrefixSFTTrainer(
+        bank,
+        "p",
+        args=trl.SFTConfig(output_dir=str(tmp_path), max_steps=2, learning_rate=0.05, **QUIET),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=TOKENIZER,
+        peft_config=lora,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model()
+    assert not any(torch.equal(key, before.keys[path]) for path, key in bank.prefix("p").keys.items())
+    assert {path.name for path in tmp_path.iterdir()} >= {"prefix.safetensors", "adapter_model.safetensors"}
+    with pytest.raises(antefix.ConfigError, match="pass a ref_model"):
+        dpo(attached(), tmp_path, peft_config=lora)
+
+
+def test_the_reference_has_no_dropout(tmp_path: Path) -> None:
+    bank = attached()
+    for layer in bank.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    bank.model.train()
+    ids, bare = torch.arange(3, 40)[None], BareBase(bank)
+    with torch.no_grad():
+        assert not torch.equal(bank.model(input_ids=ids).logits, bank.model(input_ids=ids).logits)
+        assert torch.equal(bare(input_ids=ids).logits, bare(input_ids=ids).logits)
+    assert all(module.training for module in bank.model.modules())
+    with pytest.raises(antefix.ConfigError, match="sync_ref_model"):
+        dpo(bank, tmp_path, settings={"sync_ref_model": True})
+
+
+def test_a_prefix_on_a_quantised_base_stays_in_fp32(tmp_path: Path) -> None:
+    """TRL casts whatever is trainable there to bf16."""
+    bank = antefix.attach(load(bitsandbytes("int8")))
+    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    before = bank.prefix("p")
+    trainer = PrefixSFTTrainer(
+        bank,
+        "p",
+        args=trl.SFTConfig(output_dir=str(tmp_path), max_steps=1, **QUIET),
+        train_dataset=Dataset.from_dict({"input_ids": [[3, 4, 5]]}),
+        processing_class=TOKENIZER,
+    )
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert all(torch.equal(key, before.keys[path]) for path, key in bank.prefix("p").keys.items())
+
+
 def test_a_reference_knows_its_weights_but_holds_none() -> None:
     bank = attached()
     state = bank.model.state_dict()
@@ -183,3 +236,7 @@ def test_a_reference_knows_its_weights_but_holds_none() -> None:
         bare.base_model(input_ids=ids)[0], bare(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     )
     assert not torch.equal(bank.model(input_ids=ids).logits, expected)
+    with bank.use(None):
+        written = bank.model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(bare.generate(input_ids=ids, max_new_tokens=8, do_sample=False), written)
+    assert not torch.equal(bank.model.generate(input_ids=ids, max_new_tokens=8, do_sample=False), written)

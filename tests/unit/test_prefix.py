@@ -57,7 +57,7 @@ def test_a_slice_is_the_prefix_of_some_tokens() -> None:
     assert torch.equal(part.keys["b"], prefix.keys["b"][:, 1:4])
     assert torch.equal(part.values["a"], prefix.values["a"][:, 1:4])
     assert prefix[-2:].num_virtual_tokens == 2
-    for nothing in (slice(3, 3), slice(9, None), 2):
+    for nothing in (slice(3, 3), slice(9, None), slice(None, None, -1), 2):
         with pytest.raises(antefix.ConfigError, match="no part of 5 virtual tokens"):
             prefix[nothing]
 

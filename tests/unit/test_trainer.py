@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from transformers import (
 )
 
 import antefix
+from antefix.initialize import token_prefix
 from antefix.training import PrefixTrainer
+from antefix.training.checkpoint import Trained
 from tests.conftest import build_model, draw_ids
 
 EXAMPLES = [{"input_ids": row, "labels": row} for row in (draw_ids(24, 7) // 2 + 4).tolist()]
@@ -97,12 +100,57 @@ def test_a_checkpoint_holds_what_is_trained_and_no_base_weights(tmp_path: Path) 
         "trainer_state.json",
     }  # fmt: skip
     base_bytes = sum(p.numel() * 4 for n, p in made.bank.model.named_parameters() if "antefix" not in n)
-    assert all(name.startswith("antefix_prefixes.") for name in names_in(folder / "trained.safetensors"))
+    assert all(name.startswith("prefix.0.") for name in names_in(folder / "trained.safetensors"))
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < base_bytes
     made.save_model(str(tmp_path / "final"))
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["prefix.safetensors"]
     saved, now = antefix.load_prefix(tmp_path / "final" / "prefix.safetensors"), made.bank.prefix("p")
     assert all(torch.equal(saved.keys[path], now.keys[path]) for path in now.keys)
+
+
+@pytest.mark.parametrize("settings", [{"reparameterization": "mlp", "encoder_hidden_size": 16}, {}])
+def test_the_text_that_training_started_from_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The MLP adds to it, and the frozen token is of it: a start from another text would not give it again."""
+    model = build_model("llama")
+    sites = antefix.discover_sites(model)
+    config = antefix.PrefixConfig(5, **settings)
+    starts = [token_prefix(model, draw_ids(1, 5, seed=seed), sites) for seed in (1, 2)]
+    first, second = (antefix.PrefixEncoder(sites, config, start) for start in starts)
+    kept = Trained(first, [first], {})
+    kept.save(kept.gathered(), tmp_path)
+    assert not torch.equal(first()[0], second()[0])
+    Trained(second, [second], {}).load(tmp_path)
+    assert torch.equal(first(), second())
+    without = antefix.PrefixEncoder(sites, replace(config, init="random"))
+    with pytest.raises(antefix.ConfigError, match=r"for 'prefix\.0\.start', and what is trained here has nothing"):
+        Trained(without, [without], {}).load(tmp_path)
+
+
+def test_each_trainer_trains_its_own_prefix(tmp_path: Path) -> None:
+    """Whatever was made active since, and with the other left as it is; a checkpoint does not depend on the order."""
+    bank = antefix.attach(build_model("llama"))
+    for name in ("other", "p"):
+        torch.manual_seed(0)
+        bank.add(name, antefix.PrefixConfig(5, init="random"))
+    settings = {"train_dataset": EXAMPLES, "data_collator": default_data_collator}
+    ours = PrefixTrainer(bank, "p", args=arguments(tmp_path), **settings)
+    PrefixTrainer(bank, "other", args=arguments(tmp_path / "other"), **settings)
+    before = bank.prefix("other")
+    for trained in (ours, alone := trainer(tmp_path / "alone")):
+        trained.remove_callback(PrinterCallback)
+        trained.train()
+    assert losses(ours) == losses(alone)
+    assert ours.evaluate(HELD_OUT)["eval_loss"] == alone.evaluate(HELD_OUT)["eval_loss"]
+    assert all(torch.equal(bank.prefix("other").keys[path], key) for path, key in before.keys.items())
+    resumed = trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert losses(resumed) == losses(ours)
+
+
+def test_a_model_that_is_not_the_banks_is_refused(tmp_path: Path) -> None:
+    bank = trainer(tmp_path).bank
+    with pytest.raises(antefix.ConfigError, match="not the model of this bank"):
+        PrefixTrainer(bank, "p", model=build_model("llama"), args=arguments(tmp_path), train_dataset=EXAMPLES)
 
 
 def test_a_plain_trainer_trains_too_and_saves_the_base(tmp_path: Path) -> None:
@@ -152,6 +200,10 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         antefix.ConfigError, match=r"it has \(5, .* trained here has \(6, .*resume with the same prefix"
     ):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    first, last = (antefix.PrefixConfig(5, init="random", layers=[layer]) for layer in (0, 2))
+    trainer(tmp_path / "first", first).train()
+    with pytest.raises(antefix.ConfigError, match="stands at other attention"):
+        trainer(tmp_path, last).train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
     (tmp_path / "checkpoint-4" / "trained.safetensors").write_bytes(b"broken")
     with pytest.raises(antefix.PrefixFormatError, match="is no checkpoint of PrefixTrainer"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from transformers import TrainerState, TrainingArguments
+from transformers.models.auto import modeling_auto
 
 from antefix.prefix import Prefix
 from antefix.sites import Site
@@ -60,6 +61,12 @@ class Subject:
         """Describe a prefix."""
         return cls(prefix.sites, prefix.num_virtual_tokens, prefix.metadata)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return where the prefix stands, as plain data."""
+        sites = [asdict(site) for site in self.sites]
+        fingerprint = self.metadata.get("fingerprint")
+        return {"sites": sites, "num_virtual_tokens": self.num_virtual_tokens, "fingerprint": fingerprint}
+
 
 def model_card(
     subject: Subject,
@@ -80,7 +87,7 @@ def model_card(
         datasets=list(datasets) or None,
         **labels,
     )
-    name = model_name or Path(args.output_dir or "prefix").name
+    name = " ".join((model_name or Path(args.output_dir or "prefix").name).split())
     return _TEXT.format(
         data=data.to_yaml(),
         name=name,
@@ -91,7 +98,7 @@ def model_card(
         base_name=json.dumps("path/to/the/base/model" if local else base),
         repository=json.dumps(args.hub_model_id or f"you/{name}"),
         training=_table(_training(state, args, datasets)),
-        results=_results(state),
+        results=_results(state, args),
     )
 
 
@@ -104,14 +111,16 @@ def _kinds(sites: Sequence[Site]) -> str:
 
 
 def _auto_class(base_class: str) -> str:
-    """Return the Auto class that loads a model class, or, where its name does not tell, the class itself."""
-    tasks = {
-        "ForCausalLM": "AutoModelForCausalLM",
-        "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-        "ForSequenceClassification": "AutoModelForSequenceClassification",
-        "ForTokenClassification": "AutoModelForTokenClassification",
+    """Return the Auto class that loads a model class, or, where there is none, the class itself."""
+    known = {
+        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForSpeechSeq2Seq": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        "AutoModelForImageTextToText": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }
-    return next((auto for ending, auto in tasks.items() if base_class.endswith(ending)), base_class)
+    return next((auto for auto, names in known.items() if base_class in names.values()), base_class)
 
 
 def _training(state: TrainerState, args: TrainingArguments, datasets: Sequence[str]) -> dict[str, Any]:
@@ -132,22 +141,32 @@ def _plain(choice: Any) -> str:
     return str(getattr(choice, "value", choice))
 
 
-def _results(state: TrainerState) -> str:
-    """Return the last evaluation, or that there was none, and the last loss of training."""
-    evaluations = [log for log in state.log_history if any(name.startswith("eval_") for name in log)]
+def _results(state: TrainerState, args: TrainingArguments) -> str:
+    """Return the scores of what was kept: of the best step where that was loaded, else of the last evaluation."""
+    scored = [log for log in state.log_history if any(name.startswith("eval_") for name in log)]
+    best = state.best_global_step if args.load_best_model_at_end else None
+    step = best if best else max((log["step"] for log in scored), default=None)
     found = {
         name.removeprefix("eval_").replace("_", " "): f"{value:.4g}"
-        for name, value in (evaluations[-1].items() if evaluations else ())
-        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+        for log in scored
+        if log["step"] == step
+        for name, value in log.items()
+        if name.startswith("eval_") and _is_score(name, value)
     }
     losses = [log["loss"] for log in state.log_history if "loss" in log]
     if losses:
         found["last loss in training"] = f"{losses[-1]:.4g}"
-    if state.best_metric is not None:
-        found["best in evaluation"] = f"{state.best_metric:.4g}"
     return _table(found) if found else "It was not evaluated."
 
 
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, int | float) and not name.endswith(("_runtime", "_per_second"))
+
+
 def _table(rows: dict[str, Any]) -> str:
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["| what | value |", "| --- | --- |", *lines])
+
+
+def _cell(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")

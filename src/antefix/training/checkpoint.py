@@ -1,12 +1,15 @@
-"""What a checkpoint of training keeps of a model: the tensors that are trained, and no others."""
+"""What a checkpoint of training keeps: the prefix's own modules, whatever else is trained, and whose they are."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from antefix.errors import ConfigError, PrefixFormatError
@@ -16,35 +19,70 @@ from antefix.storage import write_atomically
 TRAINED_NAME = "trained.safetensors"
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every trainable parameter by name, whole and on the CPU; all processes that hold shards must call it."""
-    return {name: whole(p).detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+class Trained:
+    """The tensors of a model that training changes or starts from, by names that do not depend on the bank.
 
-
-def save_trained(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write trained tensors into a checkpoint's folder."""
-    write_atomically(folder / TRAINED_NAME, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-
-
-def load_trained(model: nn.Module, folder: Path) -> None:
-    """Set every trainable parameter to what a checkpoint kept of it.
-
-    Raises `PrefixFormatError` where there is no intact one, `ConfigError` where it was made by another training.
+    `prefix` are the modules that make the prefix; of `model` it is all other trainable parameters. `subject` tells in
+    plain data whose they are.
     """
-    path = folder / TRAINED_NAME
-    try:
-        kept = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise PrefixFormatError(f"'{folder}' is no checkpoint of PrefixTrainer: '{path}' cannot be read.") from error
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in kept.items()}
-    if found != expected:
-        odd = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ConfigError(
-            f"the checkpoint '{folder}' is of another training: it has {found.get(odd, 'nothing')} for '{odd}', and "
-            f"what is trained here has {expected.get(odd, 'nothing')}; resume with the same prefix config and model."
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(like(parameter, kept[name]))
+
+    def __init__(self, model: nn.Module, prefix: Sequence[nn.Module], subject: Mapping[str, Any]) -> None:
+        self.model = model
+        self.prefix = prefix
+        self.subject = json.dumps(dict(subject), sort_keys=True)
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Return the tensors, whole and on the CPU; all processes that hold shards must call it."""
+        return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+
+    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Write gathered tensors into a checkpoint's folder."""
+        # Copies, because tied parameters share memory, which a file of safetensors cannot say.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        write_atomically(folder / TRAINED_NAME, save(copies, {"subject": self.subject}))
+
+    def load(self, folder: Path) -> None:
+        """Set the tensors to what a checkpoint kept of them.
+
+        Raises `PrefixFormatError` where there is no intact one, `ConfigError` where it was made by another training.
+        """
+        path = folder / TRAINED_NAME
+        try:
+            with safe_open(path, framework="pt") as file:
+                subject = (file.metadata() or {}).get("subject")
+                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise PrefixFormatError(
+                f"'{folder}' is no checkpoint of PrefixTrainer: '{path}' cannot be read."
+            ) from error
+        tensors = self._tensors()
+        difference = _difference(kept, tensors)
+        if difference is None and subject != self.subject:
+            difference = "its prefix stands at other attention, or at that of another model"
+        if difference is not None:
+            raise ConfigError(
+                f"the checkpoint '{folder}' is of another training: {difference}; resume with the same prefix config "
+                "and model."
+            )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(like(tensor, kept[name]))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for number, module in enumerate(self.prefix):
+            # With its buffers: what it starts from, which a text in another place would not give again.
+            found |= {f"prefix.{number}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+        own = {id(tensor) for tensor in found.values()}
+        others = {name: p for name, p in self.model.named_parameters() if p.requires_grad and id(p) not in own}
+        return found | others
+
+
+def _difference(kept: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> str | None:
+    """Say what a checkpoint has otherwise than what is trained."""
+    found, expected = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (kept, trained))
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            theirs, ours = found.get(name, "nothing"), expected.get(name, "nothing")
+            return f"it has {theirs} for '{name}', and what is trained here has {ours}"
+    return None

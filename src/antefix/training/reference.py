@@ -6,18 +6,19 @@ reference is the same model with the prefix off, so a second copy in memory is o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
 
 from antefix.bank import MODULE_NAME, PrefixBank
-from antefix.errors import ConfigError
 
 
 class BareBase(nn.Module):
-    """Compute what the model of a bank computes without a prefix; it has no parameters and no modules of its own.
+    """Compute what the model of a bank computes without a prefix, in evaluation mode; it has no parameters of its own.
 
-    What it is asked beyond a forward, such as its config or its output embeddings, the model answers.
+    What it is asked beyond that, such as its config, the model answers; the modules in it come without a prefix, too.
     """
 
     def __init__(self, bank: PrefixBank, module: nn.Module | None = None) -> None:
@@ -27,13 +28,13 @@ class BareBase(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, with no prefix in use."""
-        with self.bank.use(None):
+        with self.bank.use(None), _evaluating(self.module):
             return self.module(*args, **kwargs)
 
-    @property
-    def base_model(self) -> nn.Module:
-        """The model beneath the head, without a prefix as well."""
-        return BareBase(self.bank, self.module.base_model)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the model, with no prefix in use."""
+        with self.bank.use(None), _evaluating(self.module):
+            return cast(Any, self.module).generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the weights of the base model, by which TRL recognises a reference that it has met before."""
@@ -41,16 +42,18 @@ class BareBase(nn.Module):
         return {name: tensor for name, tensor in state.items() if MODULE_NAME not in name.split(".")}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(cast(nn.Module, self.__dict__["module"]), name)
+        value = getattr(self.__dict__["module"], name)
+        return BareBase(self.bank, value) if isinstance(value, nn.Module) else value
 
 
-def reference_of(bank: PrefixBank) -> BareBase:
-    """Return the model that training leaves as it is; raises `ConfigError` where it trains more than prefixes."""
-    trained = [name for name, parameter in bank.model.named_parameters() if parameter.requires_grad]
-    others = [name for name in trained if MODULE_NAME not in name.split(".")]
-    if others:
-        raise ConfigError(
-            f"'{others[0]}' is trained beside the prefix, so the model without the prefix does not stay as it is; "
-            "pass a ref_model to compare with."
-        )
-    return BareBase(bank)
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off, as a reference that is a model of its own has it."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

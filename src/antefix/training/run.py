@@ -75,20 +75,23 @@ def _fit(
     """Run the Trainer; return loss by step and tokens a second."""
     progress = ProgressCallback(console, tokens_per_epoch=sum(len(row["input_ids"]) for row in rows))
     # Trainer warns that it hands the tokenizer's special ids to the model; here they are the model's own already.
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    trainer = PrefixTrainer(
-        bank,
-        recipe.name,
-        args=_arguments(recipe),
-        train_dataset=list(rows),
-        data_collator=encoder.collate,
-        callbacks=[progress],
-    )
-    trainer.remove_callback(PrinterCallback)
+    logger = logging.getLogger("transformers.trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
+        trainer = PrefixTrainer(
+            bank,
+            recipe.name,
+            args=_arguments(recipe),
+            train_dataset=list(rows),
+            data_collator=encoder.collate,
+            callbacks=[progress],
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     finally:
         progress.close()
+        logger.setLevel(level)
     history = [{"step": log["step"], "loss": float(log["loss"])} for log in trainer.state.log_history if "loss" in log]
     return history, progress.tokens_per_second
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,49 +14,70 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils.import_utils import is_peft_available
 
 from antefix.bank import PrefixBank
+from antefix.errors import ConfigError
 from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.card import Subject, model_card
-from antefix.training.checkpoint import load_trained, save_trained, trained_tensors
-from antefix.training.reference import reference_of
+from antefix.training.checkpoint import Trained
+from antefix.training.reference import BareBase
 
 FILE_NAME = "prefix.safetensors"
 
 
 class PrefixTrainer(Trainer):
-    """Train one prefix of a bank, made active and trainable, with everything else of the model that is trainable.
+    """Train one prefix of a bank, and with it whatever else of the model is trainable but the bank's other prefixes.
 
     `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
     It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
     without its prefix for the reference. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
-    Raises `ConfigError` for a prefix that cannot train, and where no reference is given and the base is none.
+    Raises `ConfigError` for a prefix that cannot train, for a model that is not the bank's, and where no reference is
+    given and the base is none, because it is trained itself.
     """
 
     def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
         bank.activate(name)
-        bank.requires_grad_(name)
         self.bank = bank
         self.prefix_name = name
+        self._train_only_this()
         self._subject = Subject.of(bank.prefix(name))
-        trainer_arguments.setdefault("model", bank.model)
-        if "ref_model" in inspect.signature(super().__init__).parameters and "ref_model" not in trainer_arguments:
-            trainer_arguments["ref_model"] = reference_of(bank)
-        with _trainable_although_quantized(trainer_arguments["model"]):
+        trainer_arguments.setdefault("model", bank.outer_model)
+        if "ref_model" in inspect.signature(super().__init__).parameters:
+            trainer_arguments.setdefault("ref_model", BareBase(bank))
+        with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
+        self._train_only_this()  # TRL freezes everything where it is to put LoRA layers in
+        self._check()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does, with this trainer's prefix in use."""
+        self._train_only_this()
+        with self.bank.use(self.prefix_name):
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer.evaluate` does, with this trainer's prefix in use."""
+        with self.bank.use(self.prefix_name):
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as `Trainer.predict` does, with this trainer's prefix in use."""
+        with self.bank.use(self.prefix_name):
+            return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the prefix; on every process, because each may hold a shard of it."""
         folder = Path(output_dir or self.args.output_dir or ".")
         prefix = self.bank.prefix(self.prefix_name)
-        model: Any = self.accelerator.unwrap_model(self.model)
-        adapters = _adapter_tensors(model) if hasattr(model, "peft_config") else None
+        model: Any = self._whole_model
+        sharded = _gathered(model) if _is_peft_model(model) and self.is_fsdp_enabled else None
         if self.args.should_save:
             save_prefix(prefix, folder / FILE_NAME)
-            if adapters is not None:
-                model.save_pretrained(folder, state_dict=adapters)
+            if _is_peft_model(model):
+                model.save_pretrained(folder, state_dict=sharded)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -85,11 +107,47 @@ class PrefixTrainer(Trainer):
         )
         write_atomically(Path(self.args.output_dir or ".") / "README.md", card.encode())
 
+    @property
+    def _whole_model(self) -> nn.Module:
+        return cast(nn.Module, self.accelerator.unwrap_model(self.model))
+
+    @property
+    def _trained(self) -> Trained:
+        return Trained(self._whole_model, self.bank.modules(self.prefix_name), self._subject.as_dict())
+
+    def _train_only_this(self) -> None:
+        for name in self.bank.names:
+            if self.bank.modules(name):
+                self.bank.requires_grad_(name, False)
+        self.bank.requires_grad_(self.prefix_name)
+
+    def _check(self) -> None:
+        """Refuse what would be trained or saved otherwise than it seems."""
+        model = self._whole_model
+        if not any(module is self.bank.model for module in model.modules()):
+            raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
+        own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
+        others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+        if others and not _is_peft_model(model) and hasattr(self.bank.model, "peft_config"):
+            raise ConfigError(
+                f"'{others[0]}' is trained beside the prefix, but its adapter could not be saved; pass the PeftModel "
+                "as model."
+            )
+        if not isinstance(getattr(self, "ref_model", None), BareBase):
+            return
+        if others:
+            raise ConfigError(
+                f"'{others[0]}' is trained beside the prefix, so the model without the prefix does not stay as it is; "
+                "pass a ref_model to compare with."
+            )
+        if getattr(self.args, "sync_ref_model", False):
+            raise ConfigError("sync_ref_model needs a reference with weights of its own; pass a ref_model.")
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        tensors = trained_tensors(self.bank.model)
+        tensors = self._trained.gathered()
         if self.args.should_save:
-            save_trained(tensors, folder)
+            self._trained.save(tensors, folder)
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -104,23 +162,51 @@ class PrefixTrainer(Trainer):
         if self.args.should_save:
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer uploads the output folder, and puts there what it knows by name.
+        if self.is_world_process_zero():
+            shutil.copy(Path(checkpoint_folder) / FILE_NAME, Path(self.args.output_dir or ".") / FILE_NAME)
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(self.bank.model, Path(resume_from_checkpoint))
+        self._trained.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        load_trained(self.bank.model, Path(str(self.state.best_model_checkpoint)))
+        self._trained.load(Path(str(self.state.best_model_checkpoint)))
 
 
-def _adapter_tensors(model: Any) -> dict[str, Tensor]:
-    """Return the whole tensors of a PeftModel's adapters, which have an adapter's name in their own."""
-    names = [f".{adapter}." for adapter in model.peft_config]
+def _is_peft_model(model: nn.Module) -> bool:
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _gathered(model: nn.Module) -> dict[str, Tensor]:
+    """Return what may belong to a PeftModel's adapters, gathered from shards: all but the frozen base."""
+    names = [f".{adapter}." for adapter in cast(Any, model).peft_config]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {
-        name: whole(tensor) for name, tensor in model.state_dict().items() if any(part in f"{name}." for part in names)
+        name: whole(tensor)
+        for name, tensor in model.state_dict().items()
+        if name in trained or any(part in f"{name}." for part in names)
     }
 
 
 def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
     return [value] if isinstance(value, str) else value or ()
+
+
+@contextmanager
+def _in_their_dtypes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep parameters in the precision they have: TRL casts whatever is trainable on a quantised base."""
+    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
+    yield
+    for parameter, data in kept:
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)
 
 
 @contextmanager
