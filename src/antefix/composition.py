@@ -1,8 +1,8 @@
 """New prefixes from old ones: one after another, averaged, or a part of one.
 
-Keys are taken as they are, so where they carry positions, each token keeps the one it was trained at. Of two prefixes in
-a row, both begin where each began alone, and the sequence stands behind their tokens together, further from each than in
-training. Where positions are a bias by distance, as in T5, tokens count from the sequence: the last one stands beside it.
+Keys are taken as they are, so each token keeps the position that was put into its key. Of two prefixes in a row, both
+begin where each began alone, and the sequence stands behind their tokens together, further from each than in training.
+Where positions are a bias by distance, tokens count from the sequence instead: the last one stands beside it.
 """
 
 from __future__ import annotations

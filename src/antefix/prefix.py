@@ -44,7 +44,7 @@ class Prefix:
         return next(iter(self.keys.values())).shape[1]
 
     def __getitem__(self, tokens: slice) -> Prefix:
-        """Return the prefix of some tokens in a row, `prefix[1:]` the one without the first; their keys stay as they are.
+        """Return the prefix of some tokens in a row, `prefix[1:]` the one without the first; keys stay as they are.
 
         Raises `ConfigError` where none is left.
         """
