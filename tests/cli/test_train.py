@@ -236,6 +236,28 @@ def test_a_story_model_learns_to_describe_restaurants(shared: Path, tmp_path: Pa
     assert written.stdout.strip() == expected.strip()
 
 
+def test_accumulated_batches_weigh_what_one_does(shared: Path, tmp_path: Path) -> None:
+    model, data = shared / "models" / "bart-g2p-us", shared / "data" / "g2p_gb"
+    curves = []
+    for batch_size, steps in ((8, 1), (4, 2)):
+        recipe = Recipe(
+            model=str(model),
+            answer_tokenizer=str(model / "phonemes"),
+            data=str(data / "train.jsonl"),
+            num_examples=40,
+            prompt="{word}",
+            answer="{gb}",
+            output=str(tmp_path / str(steps)),
+            prefix=antefix.PrefixConfig(4, init="random"),
+            batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            epochs=1,
+        )
+        curves.append([log["loss"] for log in train(recipe).metrics["train_loss"]])
+    # Halves of a batch count alike, however many tokens they have; where that went wrong, losses were twice as large.
+    assert curves[1] == pytest.approx(curves[0], rel=0.15)
+
+
 def test_american_spelling_to_british_phonemes(shared: Path, tmp_path: Path) -> None:
     model, data = shared / "models" / "bart-g2p-us", shared / "data" / "g2p_gb"
     # The American model has no sign for a few British phonemes; such words can be neither written nor learned.

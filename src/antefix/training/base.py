@@ -37,6 +37,8 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     with reporting_failure("model", name):
         model = auto.from_pretrained(source_of(name), **placement())
+    if is_encoder_decoder:  # the loss is a mean over the batch, whatever the signature lets Trainer believe
+        model.accepts_loss_kwargs = False
     return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
 
 
