@@ -126,6 +126,11 @@ class PrefixTrainer(Trainer):
         model = self._whole_model
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
+        if self.is_deepspeed_enabled and self.args.load_best_model_at_end:
+            raise ConfigError(
+                "load_best_model_at_end does not work under DeepSpeed, which keeps parameters apart; bank.load the "
+                "prefix of the best checkpoint instead."
+            )
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         if others and not _is_peft_model(model) and hasattr(self.bank.model, "peft_config"):
