@@ -56,6 +56,7 @@ def main() -> None:
             losses = [f"{log['loss']:.5f}" for log in trainer.state.log_history if "loss" in log]
             print(f"{args.world_size} process(es), loss by epoch: {', '.join(losses)}")
             print("saved:", ", ".join(path.name for path in Path(folder).iterdir()))
+        trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

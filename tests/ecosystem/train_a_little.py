@@ -65,6 +65,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         (folder / "losses.json").write_text(json.dumps(losses))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -105,5 +105,5 @@ def test_accelerate_peft(tmp_path: Path) -> None:
 
 def test_prefix_beside_lora(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason='PEFT is not installed: pip install "antefix[peft]"')
-    base, adapter, both = shares(run("prefix_beside_lora.py", tmp_path))
-    assert both > adapter > base + 20
+    base, _, both = shares(run("prefix_beside_lora.py", tmp_path))
+    assert both > base + 50

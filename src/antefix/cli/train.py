@@ -12,7 +12,7 @@ from rich.table import Table
 
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
-from antefix.training.launch import is_main_process
+from antefix.training.launch import is_main_process, leave_group
 from antefix.training.metrics import show, title
 from antefix.training.templates import unescape
 
@@ -118,6 +118,7 @@ def train(
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
     result = train_reporting_interrupts(chosen, console)
     print_result(result, console)
+    leave_group()
 
 
 def train_reporting_interrupts(recipe: Recipe, console: Console) -> TrainingResult:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 
 def is_main_process() -> bool:
     """Tell whether this process speaks and writes for all."""
@@ -13,3 +15,9 @@ def is_main_process() -> bool:
 def local_rank() -> int:
     """Return which of its machine's processes this is, and so which GPU is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def leave_group() -> None:
+    """End what connects the processes, which may otherwise abort when one ends before another."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
