@@ -158,4 +158,5 @@ def test_push_and_load(hub: str, tmp_path: Path) -> None:
         "A prefix for `someone/small-llama`",
     ):  # fmt: skip
         assert expected in card
+    assert "peft" not in card.lower()
     assert run(LOAD, hub, tmp_path / "other").strip() == "5"

@@ -171,6 +171,11 @@ def test_the_adapter_of_a_bank_is_saved_without_asking(tmp_path: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
+    trainer.create_model_card(model_name="both")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.index('model = PeftModel.from_pretrained(model, "you/both")') < card.index(
+        "bank = antefix.attach(model)"
+    )
     again = peft.PeftModel.from_pretrained(build_model("gpt2"), tmp_path / "run")
     loaded = antefix.attach(again)
     loaded.load(tmp_path / "run" / "prefix.safetensors", "p")

@@ -29,10 +29,10 @@ prefix-tuning ([Li & Liang, 2021](https://arxiv.org/abs/2101.00190)). It holds n
 ```python
 import antefix
 from huggingface_hub import hf_hub_download
-from transformers import {auto}
+{import_peft}from transformers import {auto}
 
 model = {auto}.from_pretrained({base_name})
-bank = antefix.attach(model)
+{adapter}bank = antefix.attach(model)
 bank.load(hf_hub_download({repository}, "prefix.safetensors"), name="prefix")
 with bank.use("prefix"):
     ...  # any forward or generate
@@ -74,9 +74,13 @@ def model_card(
     args: TrainingArguments,
     model_name: str | None = None,
     datasets: Sequence[str] = (),
+    with_adapter: bool = False,
     **labels: Any,
 ) -> str:
-    """Return the card as Markdown, with the hub's metadata on top, to which `labels` such as `license` are added."""
+    """Return the card as Markdown, with the hub's metadata on top, to which `labels` such as `license` are added.
+
+    `with_adapter` says that an adapter of PEFT lies beside the prefix, to be loaded first.
+    """
     base = str(subject.metadata.get("base_model") or "")
     base_class = str(subject.metadata.get("base_class"))
     local = not base or Path(base).exists()
@@ -88,6 +92,7 @@ def model_card(
         **labels,
     )
     name = " ".join((model_name or Path(args.output_dir or "prefix").name).split())
+    repository = json.dumps(args.hub_model_id or f"you/{name}")
     return _TEXT.format(
         data=data.to_yaml(),
         name=name,
@@ -96,7 +101,9 @@ def model_card(
         sites=_kinds(subject.sites),
         auto=_auto_class(base_class),
         base_name=json.dumps("path/to/the/base/model" if local else base),
-        repository=json.dumps(args.hub_model_id or f"you/{name}"),
+        repository=repository,
+        import_peft="from peft import PeftModel\n" if with_adapter else "",
+        adapter=f"model = PeftModel.from_pretrained(model, {repository})\n" if with_adapter else "",
         training=_table(_training(state, args, datasets)),
         results=_results(state, args),
     )

@@ -101,6 +101,7 @@ class PrefixTrainer(Trainer):
             self.args,
             model_name,
             [*_listed(dataset), *_listed(dataset_name)],
+            _is_peft_model(self._whole_model),
             tags=["antefix", "prefix-tuning", *_listed(tags)],
             license=license,
             language=language,
