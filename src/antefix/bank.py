@@ -12,19 +12,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from antefix.attention.backend import open_site
-from antefix.attention.carrier import Carrier
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
-from antefix.errors import ConfigError, ContextLengthError, UnknownPrefixError
+from antefix.errors import ConfigError, UnknownPrefixError
 from antefix.heads import Heads
 from antefix.initialize import initial_prefix
 from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, stack_path
-from antefix.stack import Selection, Stack, names_of
+from antefix.sites import KINDS, Kind, Site, sites_and_cut_off
+from antefix.stack import Selection, names_of
+from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 
 MODULE_NAME = "antefix_prefixes"
@@ -75,7 +74,8 @@ class PrefixBank:
         self._default: Selection = None
         self._scoped = threading.local()
         self._undo: list[Callable[[], None]] = []
-        self._stacks = self._open_stacks(cut_off)
+        self._attached = True
+        self._stacks = Stacks(model, sites, cut_off, self.selection, self._materialize)
         self._heads = Heads(model, self.selection)
         model.add_module(MODULE_NAME, self._trainable)
 
@@ -87,12 +87,7 @@ class PrefixBank:
     @property
     def limits(self) -> dict[Kind, int]:
         """How many positions, prefix and sequence together, encoder and decoder have, where there is a limit."""
-        return {
-            site.kind: stack.limit
-            for stack in self._stacks.values()
-            for site in stack.sites
-            if site.kind != "cross" and stack.limit is not None
-        }
+        return self._stacks.limits
 
     def add(
         self,
@@ -123,7 +118,7 @@ class PrefixBank:
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
             made.check_fits(self.sites, self.fingerprint)
-            self._check_length(made.sites, made.num_virtual_tokens)
+            self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
             self._metadata[name] = {**made.metadata, **(metadata or {})}
@@ -201,14 +196,13 @@ class PrefixBank:
 
     def detach(self) -> None:
         """Give the base model back as it was, bit for bit; the bank is of no use afterwards but to read prefixes."""
-        if not self._stacks:
+        if not self._attached:
             return
-        for stack in self._stacks.values():
-            stack.close()
+        self._attached = False
         self._heads.close()
         for undo in reversed(self._undo):
             undo()
-        self._stacks, self._undo = {}, []
+        self._stacks.close()
         for parameter in self._frozen_base:
             parameter.requires_grad_(True)
         self._frozen_base = []
@@ -223,20 +217,6 @@ class PrefixBank:
         scoped = getattr(self._scoped, "stack", ())
         return scoped[-1] if scoped else self._default
 
-    def _open_stacks(self, cut_off: frozenset[str]) -> dict[str, Stack]:
-        """Open every site and watch every stack, by path, that has some; `cut_off` are those no keyword reaches."""
-        sites_of: dict[str, list[Site]] = {}
-        for site in self.sites:
-            sites_of.setdefault(stack_path(self.model, site), []).append(site)
-        stacks = {}
-        for path, sites in sites_of.items():
-            module = self.model.get_submodule(path)
-            assert isinstance(module, PreTrainedModel)
-            carrier = Carrier() if any(site.path in cut_off for site in sites) else None
-            self._undo += [open_site(self.model.get_submodule(site.path), site, carrier) for site in sites]
-            stacks[path] = Stack(module, sites, self.selection, self._materialize, carrier)
-        return stacks
-
     def _materialize(self, name: str, sites: Sequence[Site], cache: Any) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
         held = self._get(name)
@@ -247,33 +227,14 @@ class PrefixBank:
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
-        self._check_length(sites, config.num_virtual_tokens)
+        self._stacks.check_room(sites, config.num_virtual_tokens)
         if config.init == "text":
-            self._check_reads(config.num_virtual_tokens)
+            self._stacks.check_reads(config.num_virtual_tokens)
         with self.use(None):
             initial = initial_prefix(self.model, tokenizer, config, sites)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
         encoders = [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
         return [encoder.train(self.model.training) for encoder in encoders]
-
-    def _check_length(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
-        """Say before training, not in the middle of it, that a model has too few positions."""
-        for site in sites:
-            limit = self._stacks[stack_path(self.model, site)].positions.limit
-            if site.kind != "cross" and limit is not None and num_virtual_tokens >= limit:
-                raise ContextLengthError(
-                    f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
-                    f"{type(self.model).__name__} has {limit} positions."
-                )
-
-    def _check_reads(self, num_virtual_tokens: int) -> None:
-        """Refuse a text longer than any stack can read: it runs through them all, even for cross-attention alone."""
-        limits = [stack.positions.limit for stack in self._stacks.values() if stack.positions.limit is not None]
-        if limits and num_virtual_tokens > min(limits):
-            raise ContextLengthError(
-                f"init='text' reads a text of {num_virtual_tokens} tokens, but {type(self.model).__name__} has "
-                f"{min(limits)} positions; use fewer virtual tokens, init='random' or init='zero'."
-            )
 
     def _freeze_base(self) -> None:
         own = {id(parameter) for parameter in self._trainable.parameters()}
@@ -290,7 +251,7 @@ class PrefixBank:
         }
 
     def _check_attached(self) -> None:
-        if not self._stacks:
+        if not self._attached:
             raise ConfigError("this bank was detached from its model; attach(model) gives a new one.")
 
     def _check(self, selection: Selection) -> None:

@@ -1,0 +1,79 @@
+"""`Stacks`: all stacks of one model that have sites, opened to prefixes, and the room that they have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from antefix.attention.backend import open_site
+from antefix.attention.carrier import Carrier
+from antefix.attention.state import KeysAndValues
+from antefix.errors import ContextLengthError
+from antefix.sites import Kind, Site, stack_path
+from antefix.stack import Selection, Stack
+
+
+class Stacks:
+    """Opens every site of a model and watches every stack that has some; `cut_off` are those no keyword reaches.
+
+    `selection` and `materialize` are as in `Stack`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: Sequence[Site],
+        cut_off: frozenset[str],
+        selection: Callable[[], Selection],
+        materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
+    ) -> None:
+        self.model = model
+        self._stacks: dict[str, Stack] = {}
+        self._undo: list[Callable[[], None]] = []
+        sites_of: dict[str, list[Site]] = {}
+        for site in sites:
+            sites_of.setdefault(stack_path(model, site), []).append(site)
+        for path, own in sites_of.items():
+            module = model.get_submodule(path)
+            assert isinstance(module, PreTrainedModel)
+            carrier = Carrier() if any(site.path in cut_off for site in own) else None
+            self._undo += [open_site(model.get_submodule(site.path), site, carrier) for site in own]
+            self._stacks[path] = Stack(module, own, selection, materialize, carrier)
+
+    @property
+    def limits(self) -> dict[Kind, int]:
+        """How many positions, prefix and sequence together, encoder and decoder have, where there is a limit."""
+        return {
+            site.kind: stack.limit
+            for stack in self._stacks.values()
+            for site in stack.sites
+            if site.kind != "cross" and stack.limit is not None
+        }
+
+    def close(self) -> None:
+        """Close every site and take every hook away, bit for bit."""
+        for stack in self._stacks.values():
+            stack.close()
+        for undo in reversed(self._undo):
+            undo()
+
+    def check_room(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
+        """Say before training, not in the middle of it, that a model has too few positions."""
+        for site in sites:
+            limit = self._stacks[stack_path(self.model, site)].positions.limit
+            if site.kind != "cross" and limit is not None and num_virtual_tokens >= limit:
+                raise ContextLengthError(
+                    f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
+                    f"{type(self.model).__name__} has {limit} positions."
+                )
+
+    def check_reads(self, num_virtual_tokens: int) -> None:
+        """Refuse a text longer than any stack can read: it runs through them all, even for cross-attention alone."""
+        limits = [stack.positions.limit for stack in self._stacks.values() if stack.positions.limit is not None]
+        if limits and num_virtual_tokens > min(limits):
+            raise ContextLengthError(
+                f"init='text' reads a text of {num_virtual_tokens} tokens, but {type(self.model).__name__} has "
+                f"{min(limits)} positions; use fewer virtual tokens, init='random' or init='zero'."
+            )
