@@ -56,6 +56,24 @@ def test_a_recipe_does_what_flags_do(invoke: Invoke, data: Path, tmp_path: Path)
         assert prefixes[0].keys[path].equal(prefixes[1].keys[path])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sites", "cross"], "no attention of this model is among sites=('cross',)"),
+        (["--num-virtual-tokens", 0], "num_virtual_tokens is 0; it must be a whole number of at least 1"),
+        (["--reparameterization", "lstm"], "reparameterization is 'lstm'"),
+        (["--init", "zero", "--init-text", "a"], "init_text is given, but init is 'zero'"),
+    ],
+)
+def test_flags_of_the_prefix_reach_it(
+    flags: list[object], message: str, invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    result = invoke("train", *FAST, "--data", data, "--output", tmp_path / "out", *flags)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("reparameterization", ["none", "mlp"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_ways_to_train(data: Path, tmp_path: Path, reparameterization: str, checkpointing: bool) -> None:

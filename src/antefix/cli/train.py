@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,12 @@ from antefix.training.metrics import show, title
 from antefix.training.templates import unescape
 
 INTERRUPTED = 130
+PREFIX_SETTINGS = ("num_virtual_tokens", "sites", "reparameterization", "init", "init_text")
+"""Flags that are settings of the prefix; all others are the recipe's, by the same names."""
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
     ] = None,
@@ -83,37 +86,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
 ) -> None:
     """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
-    prefix = {
-        "num_virtual_tokens": num_virtual_tokens,
-        "sites": sites or None,
-        "reparameterization": reparameterization,
-        "init": init,
-        "init_text": init_text,
-    }
-    settings: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "data_config": data_config,
-        "data_split": data_split,
-        "task": task,
-        "prompt": unescape(prompt) if prompt else None,
-        "answer": unescape(answer) if answer else None,
-        "messages": messages,
-        "output": output,
-        "eval_data": eval_data,
-        "eval_split": eval_split,
-        "answer_tokenizer": answer_tokenizer,
-        "num_examples": num_examples,
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "truncation": truncation,
-        "gradient_checkpointing": gradient_checkpointing,
-        "exact_match": exact_match,
-        "seed": seed,
-        "prefix": prefix,
-    }
+    settings = {name: value for name, value in context.params.items() if name != "recipe"}
+    settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS} | {"sites": sites or None}
+    for template in ("prompt", "answer"):
+        settings[template] = unescape(settings[template]) if settings[template] else None
     console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
     result = train_reporting_interrupts(chosen, console)

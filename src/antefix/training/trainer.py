@@ -49,12 +49,11 @@ class PrefixTrainer(Trainer):
             trainer_arguments.setdefault("ref_model", BareBase(bank))
         with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
-        self._train_only_this()  # TRL freezes everything where it is to put LoRA layers in
         self._check()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does, with this trainer's prefix in use."""
-        self._train_only_this()
+        self._train_only_this()  # again: another trainer of this bank, or LoRA layers that TRL put in, froze it
         with self.bank.use(self.prefix_name):
             return super().train(*args, **kwargs)
 
