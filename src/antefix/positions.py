@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from antefix.attention.state import RelativePositions
 from antefix.errors import ContextLengthError, UnsupportedModelError
@@ -129,13 +129,18 @@ class StackPositions:
         return nn.functional.embedding(positions + self._first_row, cast(Tensor, table.weight)).to(output.dtype)
 
 
+def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among a stack's inputs, under whatever name this version of Transformers takes it."""
+    return next((value for value in inputs.values() if isinstance(value, Cache)), None)
+
+
 def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: Tensor) -> Tensor:
     """Return the positions `(batch, token)` of the tokens, counted from 0.
 
     Rows with a prefix skip padding, `skips_padding` `(batch, 1)`: the prefix ends where the first real token stands.
     """
     batch, length = tokens.shape[:2]
-    cache = inputs.get("past_key_values")
+    cache = cache_of(inputs)
     past = 0 if cache is None else cache.get_seq_length()
     plain = (torch.arange(length, device=tokens.device) + past).expand(batch, -1)
     mask = inputs.get("attention_mask")

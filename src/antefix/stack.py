@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.errors import ConfigError, UnsupportedModelError
-from antefix.positions import StackPositions
+from antefix.positions import StackPositions, cache_of
 from antefix.sites import KEYWORD, Site, takes_keywords
 
 Selection: TypeAlias = "str | Sequence[str | None] | None"
@@ -88,8 +88,7 @@ class Stack:
         _refuse_reentrant_checkpointing(self.module)
         batch = _batch_size(inputs)
         names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
-        cache = inputs.get("past_key_values")
-        prefixes = tuple(self.materialize(name, self.sites, cache) for name in used)
+        prefixes = tuple(self.materialize(name, self.sites, cache_of(inputs)) for name in used)
         lengths = [self._length(prefix) for prefix in prefixes]
         rows = tuple(-1 if name is None else used.index(name) for name in names)
         relative = None

@@ -13,8 +13,8 @@ from transformers import (
     BloomForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
-    GPTJConfig,
-    GPTJForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     PreTrainedModel,
     StableLmConfig,
     StableLmForCausalLM,
@@ -71,9 +71,13 @@ def test_bidirectional_attention_is_an_encoder() -> None:
     "model",
     [
         BloomForCausalLM(BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=1, n_head=4)),
-        GPTJForCausalLM(GPTJConfig(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)),
+        GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=VOCAB_SIZE, hidden_size=32, num_layers=1, num_heads=4, attention_types=[[["global"], 1]]
+            )
+        ),
     ],
-    ids=["bloom", "gptj"],
+    ids=["bloom", "gpt-neo"],
 )
 def test_models_that_do_not_dispatch_are_named(model: PreTrainedModel) -> None:
     with pytest.raises(antefix.UnsupportedModelError, match=type(model).__name__):
