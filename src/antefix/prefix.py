@@ -57,6 +57,16 @@ class Prefix:
         keys, values = ({path: t[:, tokens] for path, t in part.items()} for part in (self.keys, self.values))
         return Prefix(self.sites, keys, values, self.metadata, self.modules)
 
+    def content_hash(self) -> str:
+        """Return the SHA-256 of the sites, keys and values: equal for equal prefixes, whatever file they came from."""
+        sites = sorted(self.sites, key=lambda site: site.path)
+        digest = hashlib.sha256(json.dumps([asdict(site) for site in sites], sort_keys=True).encode())
+        for site in sites:
+            for tensor in (self.keys[site.path], self.values[site.path]):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def to(self, device: torch.device) -> Prefix:
         """Return the same prefix on a device."""
         parts = (self.keys, self.values, self.modules)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from antefix.cli.shapes import shapes_only
 from antefix.errors import ConfigError
+from antefix.meta import shapes_only
 from antefix.peft_format import read_peft, write_peft
 from antefix.storage import load_prefix, save_prefix
 

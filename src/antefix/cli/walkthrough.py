@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from antefix.bank import attach
-from antefix.cli.shapes import shapes_only
 from antefix.config import PrefixConfig
 from antefix.encoder import PrefixEncoder
+from antefix.meta import shapes_only
 from antefix.sites import KINDS, Site
 
 Rows = list[tuple[str, str]]
