@@ -15,6 +15,7 @@ from antefix.cli.convert import convert
 from antefix.cli.demo import demo
 from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
+from antefix.cli.serve import serve
 from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
 from antefix.errors import AntefixError
@@ -75,4 +76,5 @@ app.command()(generate)
 app.command()(compose)
 app.command()(convert)
 app.command()(evaluate)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(walkthrough)

@@ -1,0 +1,58 @@
+"""`antefix serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from antefix.errors import ConfigError
+
+
+def serve(
+    context: typer.Context,
+    base: Annotated[str, typer.Argument(help="Base model: a hub name, a folder, or 'embedded'.")],
+    prefix: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="A prefix and the name to ask for it by; repeat it.")
+    ] = None,
+    prefix_dir: Annotated[
+        Path | None,
+        typer.Option(help="Serve every .safetensors file of this directory by its name, and take added ones from it."),
+    ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ANTEFIX_ADMIN_KEY",
+            help="The key with which /v1/prefixes adds, replaces and removes prefixes; without one, nobody can. Better "
+            "given by the environment than on a command line.",
+        ),
+    ] = None,
+    max_resident_prefixes: Annotated[
+        int, typer.Option(min=1, help="Most prefixes that a worker keeps in its host memory.")
+    ] = 64,
+) -> None:
+    """Serve prefixes on vLLM, each under a name of its own, by OpenAI's interface; other options are vLLM's."""
+    from antefix.vllm.launch import run_server, served_names, server_arguments
+    from antefix.vllm.prefixes import Prefixes, files_in
+    from antefix.vllm.roster import posted_roster
+
+    arguments = server_arguments(base, max_resident_prefixes, context.args)
+    files = files_in(prefix_dir) if prefix_dir is not None else {}
+    for entry in prefix or []:
+        name, equals, file = entry.partition("=")
+        if not equals or not file:
+            raise ConfigError(f"--prefix is '{entry}'; it must be NAME=FILE, such as legal=legal.safetensors.")
+        if name in files:
+            raise ConfigError(f"two prefixes are named '{name}'.")
+        files[name] = Path(file)
+    if taken := set(files).intersection(served_names(base, context.args)):
+        raise ConfigError(f"'{taken.pop()}' is the base model's name; give the prefix another.")
+    prefixes = Prefixes(base, files)
+    if admin_key:
+        os.environ["ANTEFIX_ADMIN_KEY"] = admin_key
+    for ticket in prefixes.values():
+        typer.echo(f"{ticket.name}: {ticket.num_virtual_tokens} virtual tokens")
+    with posted_roster(base, prefixes, prefix_dir):
+        run_server(arguments)

@@ -1,0 +1,104 @@
+"""Asking vLLM's own application something on the way, as the same client, without a network between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from antefix.vllm.answering import Message, Send, of_length
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass
+class Answer:
+    """A whole answer."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    @property
+    def content(self) -> Any:
+        """The JSON of the body."""
+        return json.loads(self.body)
+
+    async def send_to(self, send: Send) -> None:
+        """Give this answer to a client."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+    def instead(self, status: int, content: Any) -> Answer:
+        """Return another JSON in its place; its headers stay, such as those for browsers of other origins."""
+        body = json.dumps(content).encode()
+        return Answer(status, of_length(self.headers, len(body)), body)
+
+    def instead_error(self, status: int, message: str, kind: str = "BadRequestError") -> Answer:
+        """Return an error in its place, in the form of OpenAI's interface."""
+        return self.instead(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
+
+
+NOTHING = Answer(200, [(b"content-type", b"application/json")], b"")
+"""An answer to put others in the place of."""
+
+
+async def read_body(receive: Receive, most: int | None = None) -> bytes | None:
+    """Return the whole body of a request, or what came of it before the client went away; None where it is too long."""
+    parts, length, more = [], 0, True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if most is not None and length > most:
+            return None
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body which was read already, and afterwards what the client still sends."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def with_body(scope: Scope, body: bytes) -> Scope:
+    """Return the scope of a request with another body."""
+    return {**scope, "headers": of_length(scope["headers"], len(body))}
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """Return a header of a request, empty where it has none."""
+    return bytes(dict(scope["headers"]).get(name, b""))
+
+
+async def ask(application: Application, scope: Scope, method: str, path: str, body: bytes = b"") -> Answer:
+    """Return what an application answers to another request by the client of `scope`."""
+    answer = Answer(500, [], b"")
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answer.status, answer.headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            answer.body += message.get("body", b"")
+
+    async def nothing_more() -> Message:
+        await asyncio.Event().wait()  # vLLM takes an end of the request for a client that went away
+        raise AssertionError
+
+    root = scope.get("root_path", "")
+    other = {**scope, "method": method, "path": root + path, "raw_path": (root + path).encode(), "query_string": b""}
+    await application(with_body(other, body), replay(body, nothing_more), send)
+    return answer

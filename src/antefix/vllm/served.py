@@ -1,0 +1,21 @@
+"""What vLLM's own application says of the model that it serves."""
+
+from __future__ import annotations
+
+from antefix.vllm.inner import Scope
+
+
+class ServedModel:
+    """The base model's names, the names of its LoRA adapters, and how many positions a request with a prefix may have.
+
+    The engine has the last word on those positions, by `geometry.room_with_prefix`; here a client is told before.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        state = scope["app"].state
+        self.names: list[str] = [path.name for path in state.openai_serving_models.base_model_paths]
+        self.taken: set[str] = {*self.names, *state.openai_serving_models.lora_requests}
+        config = state.vllm_config.model_config
+        kinds = getattr(config.hf_text_config, "layer_types", None) or ["sliding_attention"]
+        window = getattr(config.hf_text_config, "sliding_window", None) if "sliding_attention" in kinds else None
+        self.room: int = min(config.max_model_len, window or config.max_model_len)

