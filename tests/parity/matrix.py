@@ -11,9 +11,9 @@ import re
 import sys
 from pathlib import Path
 
+from tests.page import write_tables
 from tests.parity.families import FAMILIES
 
-BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
 TITLES = {
     "test_rule.py": "What a prefix means",
     "test_backends.py": "Attention, dtype, compiler",
@@ -84,13 +84,7 @@ def main() -> None:
     failed = [" ".join(cell) for cell, ending in cells.items() if ending == "failed"]
     if failed:
         sys.exit(f"{len(failed)} cells failed, the first is {failed[0]}; mend them first.")
-    old = arguments.page.read_text()
-    head, _, rest = old.partition(BEGIN)
-    new = f"{head}{BEGIN}\n\n{render(cells)}\n\n{END}{rest.partition(END)[2]}"
-    if arguments.check and new != old:
-        sys.exit(f"the support matrix in {arguments.page} is not what the tests show; run make matrix.")
-    if not arguments.check:
-        arguments.page.write_text(new)
+    write_tables(arguments.page, {"support matrix": render(cells)}, arguments.check, "make matrix")
 
 
 if __name__ == "__main__":
