@@ -16,6 +16,7 @@ import transformers
 
 from benchmarks.floor import measure_products, measure_speed
 from benchmarks.growth import GROWTHS, grow
+from benchmarks.machine import processor
 from benchmarks.measure import interleave, peak_bytes
 from benchmarks.report import write_page
 from benchmarks.scenarios import SCENARIOS, Scenario, prefix_bytes
@@ -77,16 +78,11 @@ def environment(threads: int) -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in ("antefix", "torch", "transformers", "peft")},
         "python": platform.python_version(),
-        "processor": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "processor": processor(),
         "dtype": "bf16" if on_gpu else "fp32",
         "threads": threads,
         "commit": commit.stdout.strip(),
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
