@@ -24,6 +24,8 @@ class Case:
     sampling: dict[str, Any] = field(default_factory=dict)
     counter: str | None = None
     """A counter of vLLM that must have risen, so that what the case is for has happened."""
+    asynchronous: bool = False
+    """Schedule each step before the last one's tokens are known, which vLLM does beside a GPU."""
 
 
 CASES = (
@@ -32,6 +34,13 @@ CASES = (
     Case("without vLLM's prefix cache", engine={"enable_prefix_caching": False}),
     Case("chunked prefill, 48 tokens a step", engine={"max_num_batched_tokens": 48, "max_num_seqs": 8}),
     Case("preemption, 26 blocks", engine={"num_gpu_blocks_override": 26}, counter="vllm:num_preemptions"),
+    Case("asynchronous scheduling", asynchronous=True, counter="steps scheduled ahead"),
+    Case(
+        "asynchronous scheduling and preemption",
+        engine={"num_gpu_blocks_override": 26},
+        asynchronous=True,
+        counter="vllm:num_preemptions",
+    ),
     Case("torch.compile", engine={"enforce_eager": False}),
     Case("tensor parallel, 2 ranks", engine=TWO_RANKS),
     Case("tensor parallel, more ranks than heads", base="multi-query Llama", engine=TWO_RANKS),

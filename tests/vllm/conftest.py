@@ -93,6 +93,7 @@ class World:
             "sampling": {"max_tokens": MAX_TOKENS} | case.sampling,
             "requests": self.requests(),
             "rounds": 2,
+            "asynchronous": case.asynchronous,
         }
 
     def run(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
