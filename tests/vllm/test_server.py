@@ -288,6 +288,17 @@ def test_without_a_key_names_cannot_be_found_out(served: Served, model: str, set
     assert (answer.status_code, answer.text) == (401, '{"error":"Unauthorized"}')
 
 
+@pytest.mark.parametrize("path", ["/tokenize", "/invocations", "/v1/responses", "/v1/messages"])
+def test_without_a_key_a_prefix_is_like_any_other_name(served: Served, path: str) -> None:
+    told = []
+    for name in ("p1", "p0", "nx", "ny"):
+        body = {"model": name, "prompt": "A", "input": "A", "max_tokens": 2, "temperature": 0}
+        answer = httpx.post(f"{served.server.url}{path}", json=body, timeout=60)
+        content = json.loads(answer.text.replace(name, "NAME"))
+        told.append((answer.status_code, {key: content[key] for key in content if key not in ("id", "created")}))
+    assert all(answer == told[0] for answer in told)
+
+
 def test_prefixes_come_and_go(served: Served) -> None:
     shutil.copy(served.directory / "p10.safetensors", served.directory / "new.v1.safetensors")
     shutil.copy(served.directory / "p11.safetensors", served.directory / "new.v2.safetensors")

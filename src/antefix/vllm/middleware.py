@@ -72,7 +72,7 @@ class PrefixMiddleware:
         refused = await self._refuse(scope, path, request, ticket, len(body))
         if refused is not None:
             await refused.send_to(send)
-        elif ticket is None:
+        elif ticket is None or path not in _WRITERS:
             await self._app(scope, replay(body, receive), Rewriting(send, naming_how_many(len(tickets)), status=404))
         else:
             body = json.dumps(with_prefix(request, ticket, ServedModel(scope).names[0])).encode()
@@ -93,9 +93,11 @@ class PrefixMiddleware:
             reason = refusal(request) or await self._too_long(scope, request, ticket, num_bytes)
         if reason is None:
             return None
-        # Nobody may learn a prefix's name from a refusal who may not list them.
         allowed = await ask(self._app, scope, "GET", "/v1/models")
-        return allowed.instead_error(400, reason) if allowed.status == 200 else allowed
+        if allowed.status == 200:
+            return allowed.instead_error(400, reason)
+        # Nobody may learn a prefix's name who may not list them: where vLLM asks for no key, it is like any other name.
+        return allowed if path in _WRITERS else None
 
     async def _too_long(self, scope: Scope, request: dict[str, Any], ticket: Ticket, num_bytes: int) -> str | None:
         room = ServedModel(scope).room
