@@ -14,6 +14,7 @@ from transformers import TrainingArguments, default_data_collator
 
 import antefix
 from antefix.training import PrefixTrainer
+from antefix.training.launch import leave_group
 from tests.conftest import build_model, draw_ids
 
 
@@ -23,7 +24,7 @@ def shard_on_cpu() -> None:
     PartialState().distributed_type = DistributedType.FSDP
 
 
-def main() -> None:
+def learn() -> None:
     """Train on a global batch of eight, whatever the number of processes."""
     folder, kind = Path(sys.argv[1]), sys.argv[2]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -65,8 +66,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         (folder / "losses.json").write_text(json.dumps(losses))
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    learn()
+    leave_group()

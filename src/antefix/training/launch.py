@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -20,4 +21,7 @@ def local_rank() -> int:
 def leave_group() -> None:
     """End what connects the processes, which may otherwise abort when one ends before another."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What DDP holds of the group must go before it: PyTorch would end the group's thread while holding Python's
+        # lock, and that thread may be waiting for it.
+        gc.collect()
         torch.distributed.destroy_process_group()
