@@ -22,6 +22,7 @@ from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
 from antefix.training.examples import Example
+from antefix.training.launch import leave_group
 from antefix.training.tokens import ExampleTokenizer
 
 BATCH_SIZE = 16
@@ -56,8 +57,8 @@ def main() -> None:
             losses = [f"{log['loss']:.5f}" for log in trainer.state.log_history if "loss" in log]
             print(f"{args.world_size} process(es), loss by epoch: {', '.join(losses)}")
             print("saved:", ", ".join(path.name for path in Path(folder).iterdir()))
-        trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     main()
+    leave_group()
