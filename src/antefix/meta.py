@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -28,6 +29,7 @@ def shapes_only(name: str) -> PreTrainedModel:
     """
     try:
         config = AutoConfig.from_pretrained(str(model_path()) if name == "embedded" else name)
+        _rotate_by_one_rule(config)
         auto: Any = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMaskedLM
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto
         with torch.device("meta"):
@@ -37,3 +39,11 @@ def shapes_only(name: str) -> PreTrainedModel:
     model.config.get_text_config(decoder=True).pad_token_id = None
     model.eval()
     return model
+
+
+def _rotate_by_one_rule(config: PreTrainedConfig) -> None:
+    """Take rotations that look at the positions' numbers out of a configuration; shapes are the same without them."""
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    for parameters in [rope, *rope.values()]:
+        if isinstance(parameters, dict) and parameters.get("rope_type") in ("longrope", "dynamic"):
+            parameters["rope_type"] = "default"

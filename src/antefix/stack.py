@@ -88,7 +88,8 @@ class Stack:
         _refuse_reentrant_checkpointing(self.module)
         batch = _batch_size(inputs)
         names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
-        prefixes = tuple(self.materialize(name, self.sites, cache_of(inputs)) for name in used)
+        cache = cache_of(inputs)
+        prefixes = tuple(self.materialize(name, self.sites, cache) for name in used)
         lengths = [self._length(prefix) for prefix in prefixes]
         rows = tuple(-1 if name is None else used.index(name) for name in names)
         relative = None

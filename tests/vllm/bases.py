@@ -34,6 +34,20 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 32,
         },
     ),
+    "Phi-3": (
+        "Phi3",
+        _LLAMA_LIKE
+        | {
+            "num_attention_heads": 2,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0 + 0.1 * i for i in range(16)],
+                "long_factor": [2.0 + 0.3 * i for i in range(16)],
+            },
+        },
+    ),
     "multi-query Llama": ("Llama", _LLAMA_LIKE | {"num_key_value_heads": 1}),
     "Mistral": ("Mistral", _LLAMA_LIKE | {"sliding_window": 160}),
 }

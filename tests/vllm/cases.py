@@ -59,6 +59,7 @@ CASES = (
     Case("repetition penalty", base="Qwen3", sampling={"repetition_penalty": 1.3}),
     Case("GPT-2: learned positions", base="GPT-2"),
     Case("Qwen3: normalised queries and keys", base="Qwen3"),
+    Case("Phi-3: longrope, within its original context", base="Phi-3"),
     Case("Gemma 3: two groups of blocks, within the window", base="Gemma 3"),
     Case("Mistral: one window, within it", base="Mistral"),
 )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from antefix.errors import ConfigError
+from antefix.vllm.settings import ADMIN_KEY
 
 
 def serve(
@@ -24,7 +25,7 @@ def serve(
     admin_key: Annotated[
         str | None,
         typer.Option(
-            envvar="ANTEFIX_ADMIN_KEY",
+            envvar=ADMIN_KEY,
             help="The key with which /v1/prefixes adds, replaces and removes prefixes; without one, nobody can. Better "
             "given by the environment than on a command line.",
         ),
@@ -51,7 +52,7 @@ def serve(
         raise ConfigError(f"'{taken.pop()}' is the base model's name; give the prefix another.")
     prefixes = Prefixes(base, files)
     if admin_key:
-        os.environ["ANTEFIX_ADMIN_KEY"] = admin_key
+        os.environ[ADMIN_KEY] = admin_key
     for ticket in prefixes.values():
         typer.echo(f"{ticket.name}: {ticket.num_virtual_tokens} virtual tokens")
     with posted_roster(base, prefixes, prefix_dir):

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from antefix.errors import AntefixError, ConfigError, UnknownPrefixError
 from antefix.vllm.inner import NOTHING, Answer, Receive, Scope, header, read_body
 from antefix.vllm.prefixes import Prefixes
 from antefix.vllm.roster import Roster
+from antefix.vllm.settings import ADMIN_KEY
 from antefix.vllm.ticket import Ticket
 
 PATH = "/v1/prefixes"
 _MOST_BYTES = 2**16
-ADMIN_KEY = "ANTEFIX_ADMIN_KEY"
-"""The environment variable with the key, which no command line shows to other users."""
 
 
 class Admin:
@@ -28,6 +28,11 @@ class Admin:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._key = os.environ.get(ADMIN_KEY, "")
+
+    @cached_property
+    def _prefixes(self) -> Prefixes:
+        """What checks a file against the base model, whose layers are looked at once."""
+        return Prefixes(self._roster.base)
 
     async def answer(self, scope: Scope, path: str, receive: Receive, taken: set[str]) -> Answer:
         """Answer one request; no prefix may have a name that is `taken` by another model of the server."""
@@ -70,7 +75,7 @@ class Admin:
         if name in taken:
             raise ConfigError(f"'{name}' is the base model's name, or that of an adapter.")
         path = self._inside(file)
-        ticket = await asyncio.to_thread(lambda: Prefixes(self._roster.base).add(name, path))
+        ticket = await asyncio.to_thread(lambda: self._prefixes.add(name, path))
         self._roster.put(ticket)
         return ticket
 

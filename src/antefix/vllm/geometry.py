@@ -74,17 +74,18 @@ def check_engine(vllm_config: Any, config: KVCacheConfig) -> None:
 
 
 def _check_rotation(model_config: Any) -> None:
-    """Refuse rotations that Transformers chooses by a sequence's length and vLLM by its longest."""
+    """Refuse rotations that Transformers chooses by a sequence's length, and vLLM once for all lengths."""
     rope = getattr(model_config.hf_text_config, "rope_parameters", None) or {}
-    for parameters in [rope, *rope.values()]:
-        if isinstance(parameters, dict) and parameters.get("rope_type") in ("longrope", "dynamic"):
-            trained = parameters.get("original_max_position_embeddings") or getattr(
-                model_config.hf_text_config, "original_max_position_embeddings", 0
-            )
-            if model_config.max_model_len > trained:
+    of_layers = [of_kind for of_kind in rope.values() if isinstance(of_kind, dict) and "rope_type" in of_kind]
+    for parameters in of_layers or [rope]:
+        if parameters.get("rope_type") == "dynamic":
+            raise UnsupportedModelError("vLLM rotates the keys of 'dynamic' models by another rule than Transformers.")
+        if parameters.get("rope_type") == "longrope":
+            original = parameters["original_max_position_embeddings"]
+            if model_config.max_model_len > original:
                 raise UnsupportedModelError(
-                    f"past {trained} positions this model rotates all of its keys in another way, so a prefix trained "
-                    f"on shorter texts would not fit; set --max-model-len to {trained} or less."
+                    f"with more than {original} positions vLLM rotates all keys of this model in another way than "
+                    f"Transformers does in shorter texts; set --max-model-len to {original} or less."
                 )
 
 

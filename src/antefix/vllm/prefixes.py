@@ -60,7 +60,7 @@ class Prefixes(Mapping[str, Ticket]):
                 "and begins with a letter or digit."
             )
         prefix = load_prefix(file)
-        self._check(name, prefix)
+        self._check_servable(name, prefix)
         ticket = Ticket(name, os.path.abspath(file), prefix.num_virtual_tokens, prefix.content_hash())
         self._tickets[name] = ticket
         return ticket
@@ -86,7 +86,7 @@ class Prefixes(Mapping[str, Ticket]):
         chosen.extra_args = (sampling_params.extra_args or {}) | {"kv_transfer_params": self[name].signed()}
         return chosen
 
-    def _check(self, name: str, prefix: Prefix) -> None:
+    def _check_servable(self, name: str, prefix: Prefix) -> None:
         prefix.check_fits(self.sites, geometry_fingerprint(self.sites))
         missing = {site.path for site in self.sites} - {site.path for site in prefix.sites}
         if missing:

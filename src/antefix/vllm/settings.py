@@ -11,6 +11,8 @@ from antefix.vllm.ticket import make_secret
 CONNECTOR = "AntefixConnector"
 ROSTER = "ANTEFIX_ROSTER"
 """The environment variable that tells a server's processes where its roster is."""
+ADMIN_KEY = "ANTEFIX_ADMIN_KEY"
+"""The environment variable with the administrator's key, which no command line shows to other users."""
 MAX_RESIDENT_PREFIXES = "max_resident_prefixes"
 """The one setting of the connector: how many prefixes a worker keeps in its host memory."""
 
