@@ -38,6 +38,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.pool = ThreadPoolExecutor(max_workers=2)
         self._bases: dict[str, str] = {}
         self._banks: dict[str, antefix.PrefixBank] = {}
         self._answers: dict[tuple[str, float], list[list[int]]] = {}
@@ -96,8 +97,11 @@ class World:
             "asynchronous": case.asynchronous,
         }
 
-    def run(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
-        """Run one job in a process of its own, and return its result."""
+    def start(self, name: str, job: dict[str, Any]) -> Future[dict[str, Any]]:
+        """Run one job in a process of its own, two at a time."""
+        return self.pool.submit(self._run, name, job)
+
+    def _run(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
         job_file, result = self.folder / f"{name}.job.json", self.folder / f"{name}.result.json"
         job_file.write_text(json.dumps(job))
         command = [sys.executable, "-m", "tests.vllm.answer", str(job_file), str(result)]
@@ -110,18 +114,18 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("vllm"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("vllm"))
+    yield world
+    world.pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="session")
-def results(world: World, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[dict[str, Any]]]]:
+def results(world: World, request: pytest.FixtureRequest) -> dict[str, Future[dict[str, Any]]]:
     """Start the engines of all cases that were selected; whoever asks waits for its own."""
     selected = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield {
-            case.name: pool.submit(world.run, f"case-{number}", world.job(case))
-            for number, case in enumerate(CASES)
-            if case in selected
-        }
-        pool.shutdown(cancel_futures=True)
+    return {
+        case.name: world.start(f"case-{number}", world.job(case))
+        for number, case in enumerate(CASES)
+        if case in selected
+    }

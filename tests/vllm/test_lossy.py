@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -21,35 +22,49 @@ LOSSY = {
 NUM_PROMPTS, MAX_TOKENS = 20, 24
 
 
+PROMPTS = [[(7 * start + 3 * i) % 500 + 3 for i in range(5 + start)] for start in range(NUM_PROMPTS)]
+
+
+class Texts:
+    """A text and the prefix that equals it, what Transformers answers after it, and an engine for each kind."""
+
+    def __init__(self, world: World) -> None:
+        bank = antefix.attach(world.load("Llama"))
+        text = [bank.model.config.bos_token_id, *((5 * i) % 500 + 3 for i in range(32))]  # type: ignore[union-attr]
+        prefix = token_prefix(bank.model, torch.tensor([text]), bank.sites)
+        file = world.folder / "text.safetensors"
+        antefix.save_prefix(prefix, file)
+        requests = [
+            *({"prompt": prompt, "prefix": "text"} for prompt in PROMPTS),
+            *({"prompt": [*text, *prompt], "prefix": None} for prompt in PROMPTS),
+        ]
+        self.started: dict[str, Future[dict[str, Any]]] = {}
+        for kind, settings in LOSSY.items():
+            job = {
+                "base": world.base("Llama"),
+                "prefixes": {"text": str(file)},
+                "engine": world.engine | settings,
+                "sampling": {"max_tokens": MAX_TOKENS},
+                "requests": requests,
+                "rounds": 1,
+            }
+            self.started[kind] = world.start(f"lossy-{kind}", job)
+        bank.add("text", prefix)
+        self.expected = [solo_answer(bank, "text", prompt, MAX_TOKENS) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def texts(world: World) -> Texts:
+    return Texts(world)
+
+
 @pytest.mark.parametrize("kind", LOSSY)
-def test_a_prefix_loses_no_more_than_its_text(kind: str, world: World, record_property: Any) -> None:
-    bank = antefix.attach(world.load("Llama"))
-    text = bank.model.config.bos_token_id, *((5 * i) % 500 + 3 for i in range(32))  # type: ignore[union-attr]
-    prefix = token_prefix(bank.model, torch.tensor([text]), bank.sites)
-    file = world.folder / "text.safetensors"
-    antefix.save_prefix(prefix, file)
-    bank.add("text", prefix)
-    prompts = [[(7 * start + 3 * i) % 500 + 3 for i in range(5 + start)] for start in range(NUM_PROMPTS)]
-    expected = [solo_answer(bank, "text", prompt, MAX_TOKENS) for prompt in prompts]
-    found = world.run(
-        f"lossy-{kind}",
-        {
-            "base": world.base("Llama"),
-            "prefixes": {"text": str(file)},
-            "engine": world.engine | LOSSY[kind],
-            "sampling": {"max_tokens": MAX_TOKENS},
-            "requests": [
-                *({"prompt": prompt, "prefix": "text"} for prompt in prompts),
-                *({"prompt": [*text, *prompt], "prefix": None} for prompt in prompts),
-            ],
-            "rounds": 1,
-        },
-    )["rounds"][0]
-    with_prefix, with_text = found[:NUM_PROMPTS], found[NUM_PROMPTS:]
+def test_a_prefix_loses_no_more_than_its_text(kind: str, texts: Texts, record_property: Any) -> None:
+    (found,) = texts.started[kind].result()["rounds"]
     kept = {
         length: [
-            sum(a[:length] == b[:length] for a, b in zip(answers, expected, strict=True))
-            for answers in (with_prefix, with_text)
+            sum(a[:length] == b[:length] for a, b in zip(answers, texts.expected, strict=True))
+            for answers in (found[:NUM_PROMPTS], found[NUM_PROMPTS:])
         ]
         for length in (1, MAX_TOKENS)
     }

@@ -98,7 +98,8 @@ def test_a_request_waits_for_all_workers() -> None:
     assert scheduling.num_matched(one, 8) == (0, False)
 
 
-def test_a_failure_that_comes_late_does_not_touch_the_next_attempt() -> None:
+def one_worker_has_failed() -> tuple[Scheduling, list[Worker]]:
+    """Return two workers, of which the first could not read a file that the second is still reading."""
     workers = [Worker(), Worker()]
     scheduling = Scheduling(num_workers=2, room=ROOM, max_resident_prefixes=4)
     scheduling.admit(request("one", TICKET))
@@ -106,6 +107,11 @@ def test_a_failure_that_comes_late_does_not_touch_the_next_attempt() -> None:
     step(scheduling, workers)
     workers[0].fail(0)
     step(scheduling, workers)
+    return scheduling, workers
+
+
+def test_a_failure_that_comes_late_does_not_touch_the_next_attempt() -> None:
+    scheduling, workers = one_worker_has_failed()
     assert scheduling.num_matched(request("one"), 0) == (1, True)
     two = request("two", TICKET)
     scheduling.admit(two)
@@ -123,13 +129,7 @@ def test_a_failure_that_comes_late_does_not_touch_the_next_attempt() -> None:
 
 
 def test_a_success_that_comes_late_leaves_nothing_behind() -> None:
-    workers = [Worker(), Worker()]
-    scheduling = Scheduling(num_workers=2, room=ROOM, max_resident_prefixes=4)
-    scheduling.admit(request("one", TICKET))
-    scheduling.num_matched(request("one", TICKET), 0)
-    step(scheduling, workers)
-    workers[0].fail(0)
-    step(scheduling, workers)
+    scheduling, workers = one_worker_has_failed()
     step(scheduling, workers)
     workers[1].succeed(0)
     step(scheduling, workers)

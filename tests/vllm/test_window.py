@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from typing import Any
+
 import pytest
 
 from tests.vllm.bases import solo_answer
@@ -11,20 +14,33 @@ WINDOW = 160
 PAST_IT = [(3 * i) % 500 + 3 for i in range(150)]
 
 
-@pytest.mark.parametrize("base", ["Gemma 3", "Mistral"])
-def test_past_the_window(base: str, world: World) -> None:
-    short, longest = PAST_IT[:20], PAST_IT[: WINDOW - 20 - 8]
-    requests = [(short, "p20"), (longest, "p20"), (PAST_IT, "p20"), (PAST_IT, None), (short, None)]
-    job = {
-        "base": world.base(base),
-        "prefixes": {"p20": str(world.file(base, "p20"))},
-        "engine": world.engine,
-        "sampling": {"max_tokens": 8},
-        "requests": [{"prompt": prompt, "prefix": prefix} for prompt, prefix in requests],
-        "rounds": 2,
-    }
-    expected = [solo_answer(world.bank(base), prefix, prompt, 8) for prompt, prefix in requests]
+BASES = ("Gemma 3", "Mistral")
+SHORT, LONGEST = PAST_IT[:20], PAST_IT[: WINDOW - 20 - 8]
+REQUESTS = [(SHORT, "p20"), (LONGEST, "p20"), (PAST_IT, "p20"), (PAST_IT, None), (SHORT, None)]
+
+
+@pytest.fixture(scope="module")
+def started(world: World) -> dict[str, Future[dict[str, Any]]]:
+    """Start an engine for each base."""
+    found = {}
+    for base in BASES:
+        world.bank(base)  # writes the prefix's file
+        job = {
+            "base": world.base(base),
+            "prefixes": {"p20": str(world.file(base, "p20"))},
+            "engine": world.engine,
+            "sampling": {"max_tokens": 8},
+            "requests": [{"prompt": prompt, "prefix": prefix} for prompt, prefix in REQUESTS],
+            "rounds": 2,
+        }
+        found[base] = world.start(f"window-{base}", job)
+    return found
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_past_the_window(base: str, world: World, started: dict[str, Future[dict[str, Any]]]) -> None:
+    expected = [solo_answer(world.bank(base), prefix, prompt, 8) for prompt, prefix in REQUESTS]
     expected[2] = []  # 20 + 150 tokens: vLLM would hide the prefix from the last ones, in some layers
-    found = world.run(f"window-{base}", job)
+    found = started[base].result()
     assert found["finish"] == [["length", "length", "error", "length", "length"]] * 2
     assert found["rounds"] == [expected] * 2
