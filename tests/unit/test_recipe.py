@@ -38,7 +38,7 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"model": ""}, "model is ''"),
         ({"epochs": [1]}, r"epochs is \[1\]; it must be a number"),
         ({"exact_match": "no"}, "exact_match is 'no'; it must be true or false"),
-        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"seed": -1}, "seed is -1; it must be from 0"),
         ({"eval_data": 3}, "eval_data is 3"),
         ({"prefix": {"layers": ["a"]}}, "layers is 'a'"),
         ({"prefix": {"layers": 3}}, "wrong type"),

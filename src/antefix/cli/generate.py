@@ -15,9 +15,10 @@ from antefix.storage import load_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
 from antefix.training.chats import Chats
 from antefix.training.generation import generate_ids
-from antefix.training.recipe import MOST_SEED, trained_with
+from antefix.training.recipe import trained_with
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
+from antefix.training.settings import MOST_SEED
 from antefix.training.templates import Template, unescape
 from antefix.training.tokens import ExampleTokenizer, padding_id
 

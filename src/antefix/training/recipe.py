@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
-
-import yaml
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
+from antefix.training.settings import (
+    build,
+    check_above_zero,
+    check_at_least,
+    check_seed,
+    check_types,
+    overridden,
+    read_settings,
+)
 
 TaskName = Literal["text", "classification"]
 TASKS = get_args(TaskName)
-MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -60,28 +64,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if isinstance(self.prefix, Mapping):
-            object.__setattr__(self, "prefix", _build(PrefixConfig, self.prefix, "prefix"))
-        for setting in fields(self):
-            if setting.name not in ("prefix", "task"):
-                value = _typed(setting.name, str(setting.type), getattr(self, setting.name))
-                object.__setattr__(self, setting.name, value)
-        for name in (
-            "learning_rate",
-            "epochs",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "max_length",
-            "max_grad_norm",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be above 0.")
-        for name in ("seed", "weight_decay", "warmup_ratio"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 0 or more.")
-        if self.seed > MOST_SEED:
-            raise ConfigError(f"seed is {self.seed}; it must be at most {MOST_SEED}.")
-        if self.num_examples is not None and self.num_examples < 1:
-            raise ConfigError(f"num_examples is {self.num_examples!r}; it must be 1 or more.")
+            object.__setattr__(self, "prefix", build(PrefixConfig, self.prefix, "prefix"))
+        check_types(self, but=("prefix", "task"))
+        check_above_zero(self, "learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
+        check_above_zero(self, "max_length", "max_grad_norm")
+        check_at_least(0, self, "weight_decay", "warmup_ratio")
+        check_at_least(1, self, "num_examples")
+        check_seed(self.seed)
         self._check_wording()
 
     def _check_wording(self) -> None:
@@ -99,24 +88,12 @@ class Recipe:
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Recipe:
         """Read a recipe; `overrides` that are not None replace what the file says, `prefix` field by field."""
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"the recipe '{path}' cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(settings, dict):
-            raise ConfigError(f"the recipe '{path}' must be a mapping of settings to values.")
-        return cls.from_settings(settings, **overrides)
+        return cls.from_settings(read_settings(path), **overrides)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **overrides: Any) -> Recipe:
         """Build a recipe from a mapping, with overrides as in `from_yaml`."""
-        prefix = settings.get("prefix") or {}
-        if not isinstance(prefix, Mapping):
-            raise ConfigError("'prefix' in a recipe must be a mapping of PrefixConfig's settings to values.")
-        prefix = {**prefix, **_given(overrides.pop("prefix", {}))}
-        made: Recipe = _build(cls, {**settings, **_given(overrides), "prefix": prefix}, "the recipe")
+        made: Recipe = build(cls, overridden(settings, overrides), "the recipe", required=("model", "data"))
         return made
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,39 +105,3 @@ def trained_with(prefix: Prefix) -> Mapping[str, Any]:
     """Return the recipe that a prefix was trained with, as far as its file tells; nothing in it is checked."""
     settings = prefix.metadata.get("training")
     return settings if isinstance(settings, Mapping) else {}
-
-
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """Return a setting as its type; YAML reads 1e-3 as text, so a number may come as one."""
-    if value is None and kind.endswith("| None"):
-        return None
-    kind = kind.removesuffix(" | None")
-    if kind == "float" and not isinstance(value, bool):
-        try:
-            if math.isfinite(number := float(value)):
-                return number
-        except (TypeError, ValueError):
-            pass
-    elif type(value).__name__ == kind and value != "":
-        return value
-    wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}[kind]
-    raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _build(cls: type[Any], settings: Mapping[str, Any], where: str) -> Any:
-    known = {item.name: item for item in fields(cls)}
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ConfigError(f"{where} has no setting '{unknown[0]}'; it knows {', '.join(known)}.")
-    required = ("model", "data") if cls is Recipe else ()
-    missing = [name for name in required if name not in settings]
-    if missing:
-        raise ConfigError(f"{where} lacks '{missing[0]}'; say it in the file or as --{missing[0]}.")
-    try:
-        return cls(**settings)
-    except TypeError as error:
-        raise ConfigError(f"{where} has a setting of the wrong type: {error}.") from error

@@ -1,0 +1,105 @@
+"""Settings of a run, as files and flags give them, made into what they are settings of."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from antefix.errors import ConfigError
+
+MOST_SEED = 2**32 - 1
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file of settings; raises `ConfigError` for anything but a mapping."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the recipe '{path}' cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"the recipe '{path}' must be a mapping of settings to values.")
+    return settings
+
+
+def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those that are given, not None, in their place; `prefix` is taken setting by setting."""
+    prefix = settings.get("prefix") or {}
+    if not isinstance(prefix, Mapping):
+        raise ConfigError("'prefix' in a recipe must be a mapping of PrefixConfig's settings to values.")
+    prefix = {**prefix, **_given(overrides.get("prefix") or {})}
+    return {**settings, **_given(overrides), "prefix": prefix}
+
+
+def build(cls: type[Any], settings: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> Any:
+    """Return a dataclass of settings; raises `ConfigError` for one that it does not have or that is missing."""
+    known = {item.name: item for item in fields(cls)}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(f"{where} has no setting '{unknown[0]}'; it knows {', '.join(known)}.")
+    missing = [name for name in required if name not in settings]
+    if missing:
+        raise ConfigError(f"{where} lacks '{missing[0]}'; say it in the file or as --{missing[0]}.")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ConfigError(f"{where} has a setting of the wrong type: {error}.") from error
+
+
+def check_types(settings: Any, but: Sequence[str] = ()) -> None:
+    """Make each field of a frozen dataclass of the type it is declared as; raises `ConfigError` where that cannot be.
+
+    YAML reads 1e-3 as text, so a number may come as one.
+    """
+    for setting in fields(settings):
+        if setting.name not in but:
+            value = _typed(setting.name, str(setting.type), getattr(settings, setting.name))
+            object.__setattr__(settings, setting.name, value)
+
+
+def check_above_zero(settings: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these settings is above 0."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be above 0.")
+
+
+def check_at_least(least: float, settings: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these settings that is given is `least` or more."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} is {value!r}; it must be {least:g} or more.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ConfigError` for a seed that some generator does not take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed is {seed}; it must be from 0 to {MOST_SEED}.")
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    if value is None and kind.endswith("| None"):
+        return None
+    kind = kind.removesuffix(" | None")
+    if kind == "float" and not isinstance(value, bool):
+        try:
+            if math.isfinite(number := float(value)):
+                return number
+        except (TypeError, ValueError):
+            pass
+    elif type(value).__name__ == kind and value != "":
+        return value
+    wanted = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}[kind]
+    raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
