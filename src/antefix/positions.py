@@ -148,3 +148,10 @@ def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: Tensor) -> 
         return plain
     counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     return torch.where(skips_padding, counted, plain)
+
+
+def sliding_window(config: Any) -> int | None:
+    """Return how many tokens back the windowed layers of a model see, by its text config; None where all see all."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if "sliding_attention" in kinds else None

@@ -13,6 +13,7 @@ from antefix import __version__
 from antefix.cli.compose import compose
 from antefix.cli.convert import convert
 from antefix.cli.demo import demo
+from antefix.cli.distill import distill
 from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
 from antefix.cli.serve import serve
@@ -72,6 +73,7 @@ def _options(
 
 app.command()(demo)
 app.command()(train)
+app.command()(distill)
 app.command()(generate)
 app.command()(compose)
 app.command()(convert)

@@ -157,11 +157,11 @@ def pad_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, T
     }
 
 
-def pad_rows(rows: Sequence[list[int]], value: int, on_left: bool = False) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], value: int, on_left: bool = False) -> Tensor:
     """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
     longest = max(map(len, rows))
     fill = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([gap + row if on_left else row + gap for row, gap in zip(rows, fill, strict=True)])
+    return torch.tensor([[*gap, *row] if on_left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)])
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from antefix.positions import sliding_window
 from antefix.vllm.inner import Scope
 
 
@@ -16,6 +17,5 @@ class ServedModel:
         self.names: list[str] = [path.name for path in state.openai_serving_models.base_model_paths]
         self.taken: set[str] = {*self.names, *state.openai_serving_models.lora_requests}
         config = state.vllm_config.model_config
-        kinds = getattr(config.hf_text_config, "layer_types", None) or ["sliding_attention"]
-        window = getattr(config.hf_text_config, "sliding_window", None) if "sliding_attention" in kinds else None
+        window = sliding_window(config.hf_text_config)
         self.room: int = min(config.max_model_len, window or config.max_model_len)

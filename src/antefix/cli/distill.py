@@ -1,0 +1,120 @@
+"""`antefix distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from antefix.cli.train import INTERRUPTED
+from antefix.training.distillation import Distillation, DistillationResult
+from antefix.training.distillation import distill as distill_document
+from antefix.training.templates import unescape
+
+PREFIX_SETTINGS = ("num_virtual_tokens", "init")
+"""Flags that are settings of the prefix; all others are the distillation's, by the same names."""
+
+
+def distill(
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
+    ] = None,
+    document: Annotated[Path | None, typer.Option(help="The text file that becomes a prefix.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for prefix, lessons, report and curve.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted distillation.")
+    ] = False,
+    num_virtual_tokens: Annotated[
+        int | None, typer.Option(help="Length of the prefix. [default: a tenth of the document's tokens]")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from 'text', the document's first tokens, 'random' or 'zero'.")
+    ] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(help="What the base writes: question, note or summary; repeat it. [default: all]"),
+    ] = None,
+    num_lessons: Annotated[int | None, typer.Option(help="How much it writes. [default: 1024]")] = None,
+    chunk_length: Annotated[
+        int | None, typer.Option(help="Tokens it reads at once. [default: as many as the model has positions for]")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a question or answer. [default: 128]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 writes the likeliest; above, it samples. [default: 0.7]")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Questions to answer, in place of the base's own.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Questions with answers, to measure the prefix by.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Template of the questions, such as 'Question: {question}\\nAnswer:'.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="Template of the answers of --eval-data, such as ' {answer}'.")
+    ] = None,
+    messages: Annotated[str | None, typer.Option(help="Field of a conversation, in place of templates.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="'kl' learns the teacher's distribution, 'next-token' its words. [default: kl]")
+    ] = None,
+    num_logits: Annotated[
+        int | None, typer.Option(help="Likeliest tokens kept of a distribution. [default: 20]")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.02]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the lessons. [default: 2]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Lessons a step. [default: 16]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
+) -> None:
+    """Make a prefix of a document: the base studies it, then the prefix learns to do without it."""
+    settings = {name: value for name, value in context.params.items() if name not in ("recipe", "resume")}
+    settings["document"] = str(document) if document else None
+    settings["kinds"] = kinds or None
+    settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS}
+    for template in ("prompt", "answer"):
+        settings[template] = unescape(settings[template]) if settings[template] else None
+    chosen = Distillation.from_yaml(recipe, **settings) if recipe else Distillation.from_settings({}, **settings)
+    console = Console(stderr=True)
+    try:
+        result = distill_document(chosen, console, resume)
+    except KeyboardInterrupt as interrupt:
+        console.print("[bold yellow]stopped:[/] interrupted; --resume goes on from here.", highlight=False)
+        raise typer.Exit(INTERRUPTED) from interrupt
+    print_result(result, console)
+
+
+def print_result(result: DistillationResult, console: Console) -> None:
+    """Print losses and divergences, what was kept of how much, and where the files lie."""
+    found = result.report
+    for part, title in (("held_out", "lessons held out"), ("questions", "questions")):
+        if part in found:
+            console.print(_table(found[part], title))
+    document, prefix = found["document"], found["prefix"]
+    console.print(
+        f"{document['tokens']:,} tokens ({_megabytes(document)}) became {prefix['tokens']:,} ({_megabytes(prefix)}); "
+        f"the teacher saw {found['teacher']['share_seen']:.0%} of the document, "
+        f"{found['teacher']['tokens_at_once']:,} tokens at once; {found['lessons']['usable']:,} lessons in "
+        f"{found['seconds']['study']:,.0f} s, training {found['seconds']['training']:,.0f} s",
+        highlight=False,
+    )
+    for path in (result.prefix_path, result.report_path, result.curve_path):
+        if path is not None:
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _table(scores: dict[str, dict[str, float]], title: str) -> Table:
+    titles = {"base": "base", "document": "document in context", "prefix": "with prefix"}
+    table = Table(title, *(titles[system] for system in scores))
+    for measure, name in (("loss", "loss (nats a token)"), ("kl", "KL from document in context")):
+        if measure in scores["prefix"]:
+            table.add_row(name, *(f"{system[measure]:.4f}" for system in scores.values()))
+    return table
+
+
+def _megabytes(part: dict[str, Any]) -> str:
+    return f"{part['bytes'] / 1e6:,.2f} MB"

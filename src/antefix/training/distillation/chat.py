@@ -1,0 +1,46 @@
+"""Self-study of a base that holds conversations: it asks itself about a chunk, and answers with the chunk at hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from antefix.training.chats import Chats
+from antefix.training.distillation.document import Chunk, before_all
+from antefix.training.distillation.lessons import Draft, Lesson
+from antefix.training.distillation.seeds import INSTRUCTIONS
+from antefix.training.distillation.teacher import Teacher
+from antefix.training.tokens import ExampleTokenizer
+
+
+class ChatStudy:
+    """Lets the teacher write a user's message about a chunk, then the answer; the student has the message alone."""
+
+    def __init__(self, teacher: Teacher, encoder: ExampleTokenizer, kinds: Sequence[str]) -> None:
+        self.teacher = teacher
+        self.encoder = replace(encoder, adds_special_tokens=False)
+        self.chats = Chats("messages", encoder.tokenizer)
+        self.kinds = kinds
+
+    def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
+        """Return what came to something of `number` lessons about a chunk."""
+        text = before_all(chunk.text)
+        asking = [self._ids(text + INSTRUCTIONS[rng.choice(self.kinds)]) for _ in range(number)]
+        asked = self.teacher.answer(asking, rng.getrandbits(63), stops_at_line_break=False)
+        messages = [message for ids in asked if self.teacher.ended(ids) and (message := self._text(ids))]
+        if not messages:
+            return []
+        contexts = [self._ids(text + message) for message in messages]
+        answers = self.teacher.answer(contexts, rng.getrandbits(63), stops_at_line_break=False)
+        drafts = [
+            Draft(context, self._ids(message), answer, [True] * len(answer))
+            for context, message, answer in zip(contexts, messages, answers, strict=True)
+        ]
+        return self.teacher.lessons(drafts)
+
+    def _ids(self, message: str) -> list[int]:
+        return self.encoder.prompt_ids(self.chats.ask(message))
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -1,0 +1,85 @@
+"""`Document`: a long text, the chunks of it that a teacher reads, and how much of it they cover."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from antefix.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a document: its text, and its tokens as they are numbered in the document."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Document:
+    """A text and where its tokens begin and end; raises `ConfigError` for a tokenizer that does not tell."""
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{type(tokenizer).__name__} does not say where tokens begin; take a fast tokenizer.")
+        self.text = text
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        self._spans: list[tuple[int, int]] = encoded["offset_mapping"]
+        if not self._spans:
+            raise DataError("the document holds no text.")
+
+    @classmethod
+    def read(cls, path: str, tokenizer: PreTrainedTokenizerBase) -> Document:
+        """Read a text file; raises `DataError` where it cannot be read."""
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"the document '{path}' cannot be read: {reason}.") from error
+        return cls(text, tokenizer)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the whole text has."""
+        return len(self._spans)
+
+    def chunk(self, start: int, end: int) -> Chunk:
+        """Return the text of tokens."""
+        return Chunk(self.text[self._spans[start][0] : self._spans[end - 1][1]], start, end)
+
+    def draw(self, rng: random.Random, length: int) -> Chunk:
+        """Return the whole document, or of a longer one a chunk at random.
+
+        It begins a line where one begins within a quarter of its length, so that it does not open amid a thought.
+        """
+        if length >= self.num_tokens:
+            return self.chunk(0, self.num_tokens)
+        # From half a chunk before the beginning to half a chunk before the end: no part is read less than others.
+        start = max(rng.randrange(-(length // 2), self.num_tokens - length // 2), 0)
+        start = self._line_start(start, length // 4)
+        return self.chunk(start, min(start + length, self.num_tokens))
+
+    def _line_start(self, token: int, most: int) -> int:
+        for candidate in range(token, max(token - most, 0) - 1, -1):
+            if candidate == 0 or "\n" in self.text[self._spans[candidate - 1][0] : self._spans[candidate][0]]:
+                return candidate
+        return token
+
+
+def num_covered(spans: Iterable[tuple[int, int]]) -> int:
+    """Return how many tokens lie in any of the spans `(start, end)`."""
+    covered, reached = 0, 0
+    for start, end in sorted(spans):
+        covered += max(end - max(start, reached), 0)
+        reached = max(reached, end)
+    return covered
+
+
+def before_all(text: str) -> str:
+    """Return a text as it stands before what is written about it, a blank line between."""
+    return text.strip("\n") + "\n\n"

@@ -1,0 +1,93 @@
+"""Lessons: what a teacher wrote about a part of the document, and what it gave each token; and files of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from antefix.errors import DataError
+from antefix.storage import write_atomically
+from antefix.training.distillation.targets import Targets
+
+_TARGETS = ("ids", "log_probs", "rest", "own")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text as a teacher writes it: `context` with the document, `prompt` what the student has in its place.
+
+    Both go on with `continuation`, of which `is_written` tells what the teacher wrote and what stood there before.
+    """
+
+    context: list[int]
+    prompt: list[int]
+    continuation: list[int]
+    is_written: list[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A text to learn from: token ids, which of them the teacher wrote, and its targets for those."""
+
+    ids: list[int]
+    is_written: list[bool]
+    targets: Targets
+
+    @classmethod
+    def of(cls, draft: Draft, targets: Targets) -> Lesson:
+        """Return a draft as the student sees it."""
+        return cls(draft.prompt + draft.continuation, [False] * len(draft.prompt) + draft.is_written, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """Lessons about one chunk, whose tokens in the document are `start` to `end`; some may have come to nothing."""
+
+    start: int
+    end: int
+    lessons: Sequence[Lesson]
+    num_discarded: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write a round to a safetensors file, whole or not at all."""
+        ids = [torch.tensor(lesson.ids, dtype=torch.int32) for lesson in self.lessons]
+        written = [torch.tensor(lesson.is_written) for lesson in self.lessons]
+        tensors: dict[str, Tensor] = {
+            "span": torch.tensor([self.start, self.end, self.num_discarded]),
+            "lengths": torch.tensor([len(lesson.ids) for lesson in self.lessons]),
+        }
+        if self.lessons:
+            targets = Targets.joined([lesson.targets for lesson in self.lessons])
+            tensors |= {"tokens": torch.cat(ids), "is_written": torch.cat(written)}
+            tensors |= {f"targets.{name}": getattr(targets, name).contiguous() for name in _TARGETS}
+        write_atomically(path, save(tensors))
+
+    @classmethod
+    def load(cls, path: Path) -> Round:
+        """Read a round; raises `DataError` for a file that is none."""
+        try:
+            tensors = load_file(path)
+            start, end, num_discarded = tensors["span"].tolist()
+            lengths = tensors["lengths"].tolist()
+            if not lengths:
+                return cls(start, end, (), num_discarded)
+            written = tensors["is_written"].split(lengths)
+            targets = Targets(*(tensors[f"targets.{name}"] for name in _TARGETS))
+            parts = zip(
+                tensors["tokens"].split(lengths),
+                written,
+                targets.split([int(part.sum()) for part in written]),
+                strict=True,
+            )
+            lessons = [Lesson(ids.tolist(), flags.tolist(), found) for ids, flags, found in parts]
+            return cls(start, end, lessons, num_discarded)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"'{path}' is no intact file of lessons ({error}); remove it to have it made anew."
+            ) from error

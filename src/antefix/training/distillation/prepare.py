@@ -1,0 +1,126 @@
+"""From settings to a base model, a document that it can read, and what it will write about it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import set_seed
+
+from antefix.bank import PrefixBank
+from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.training.base import attach_writer, load_base
+from antefix.training.chats import Chats
+from antefix.training.distillation.chat import ChatStudy
+from antefix.training.distillation.document import Document
+from antefix.training.distillation.lessons import Lesson
+from antefix.training.distillation.plain import PlainStudy
+from antefix.training.distillation.questions import GivenQuestions
+from antefix.training.distillation.room import chunk_length
+from antefix.training.distillation.settings import Distillation
+from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
+from antefix.training.distillation.teacher import Teacher
+from antefix.training.distillation.trainer import Collator, measure
+from antefix.training.examples import Wording
+from antefix.training.rows import Row, read_rows
+from antefix.training.templates import Template, Templates
+from antefix.training.tokens import ExampleTokenizer, padding_id
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """All that distillation needs; `questions` makes lessons of `eval_data`, where there is some."""
+
+    bank: PrefixBank
+    document: Document
+    chunk_length: int
+    study: Study
+    questions: Callable[[], list[Lesson]] | None
+    collate: Collator
+    batch_size: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the teacher reads the whole document at once."""
+        return self.chunk_length >= self.document.num_tokens
+
+    def measured(self, prefix: str | None, parts: Mapping[str, Sequence[Lesson]]) -> Scores:
+        """Return loss and divergence of the base with a prefix, or without, on each part that has lessons."""
+        with self.bank.use(prefix):
+            return {
+                name: measure(self.bank.model, lessons, self.collate, self.batch_size)
+                for name, lessons in parts.items()
+                if lessons
+            }
+
+
+def prepare(settings: Distillation) -> Classroom:
+    """Load and check everything that settings name; raises `AntefixError` for whatever does not fit."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a document is distilled by one process; start distill without torchrun.")
+    rows, eval_rows = (read_rows(source) if source else [] for source in (settings.data, settings.eval_data))
+    set_seed(settings.seed)
+    model, encoder = load_base(settings.model)
+    if encoder.is_encoder_decoder:
+        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; distill takes a causal model.")
+    document = Document.read(settings.document, encoder.tokenizer)
+    bank = attach_writer(model)
+    config = settings.prefix_config(document.num_tokens, document.text)
+    length = chunk_length(bank, settings, config.num_virtual_tokens) or document.num_tokens
+    teacher = Teacher(bank, encoder.tokenizer, settings.num_logits, settings.temperature, settings.max_new_tokens)
+    fits = length >= document.num_tokens
+    if rows and not fits:
+        raise ConfigError(
+            f"the questions of '{settings.data}' want the whole document before them; it has {document.num_tokens:,} "
+            f"tokens, and this model reads {length:,} at once; leave data out, and the base studies it in chunks."
+        )
+    if rows:
+        study: Study = _context_distillation(settings, teacher, encoder, document, rows)
+    else:
+        way: Any = ChatStudy if encoder.tokenizer.chat_template else PlainStudy
+        study = ChunkStudy(
+            way(teacher, encoder, settings.kinds),
+            document,
+            length,
+            settings.num_lessons,
+            settings.batch_size,
+            settings.seed,
+        )
+    questions = None
+    if eval_rows:
+        given = _given(settings, teacher, encoder, document.text if fits else "", has_answers=True)
+        questions = functools.partial(_in_batches, given, eval_rows, settings.batch_size)
+    metadata = {"distillation": settings.as_dict()}
+    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=metadata)
+    collate = Collator(padding_id(encoder.tokenizer))
+    return Classroom(bank, document, length, study, questions, collate, settings.batch_size)
+
+
+def _context_distillation(
+    settings: Distillation, teacher: Teacher, encoder: ExampleTokenizer, document: Document, rows: Sequence[Row]
+) -> QuestionStudy:
+    given = _given(settings, teacher, encoder, document.text, has_answers=False)
+    return QuestionStudy(given, rows, document.num_tokens, settings.batch_size, settings.seed)
+
+
+def _given(
+    settings: Distillation, teacher: Teacher, encoder: ExampleTokenizer, document: str, has_answers: bool
+) -> GivenQuestions:
+    wording: Wording
+    if settings.messages is not None:
+        wording = Chats(settings.messages, encoder.tokenizer)
+    else:
+        wording = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
+    chats = settings.messages is not None
+    encoder = replace(encoder, adds_special_tokens=not chats)
+    return GivenQuestions(teacher, encoder, wording, document, has_answers, end_with_line=not chats)
+
+
+def _in_batches(given: GivenQuestions, rows: Sequence[Row], batch_size: int) -> list[Lesson]:
+    starts = range(0, len(rows), batch_size)
+    return [lesson for start in starts for lesson in given.lessons(rows[start : start + batch_size], seed=0)]

@@ -1,0 +1,135 @@
+"""`distill`: from a document to a prefix file and a report of how near it comes to the document in context."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from transformers.trainer_utils import get_last_checkpoint
+
+from antefix.errors import ConfigError, DataError
+from antefix.storage import save_prefix, write_atomically
+from antefix.training.curve import draw_loss_curve
+from antefix.training.distillation.lessons import Lesson, Round
+from antefix.training.distillation.prepare import Classroom, prepare
+from antefix.training.distillation.report import scores, sizes
+from antefix.training.distillation.settings import Distillation
+from antefix.training.distillation.study import Study, rounds
+from antefix.training.distillation.trainer import DistillationTrainer
+from antefix.training.fit import fit
+from antefix.training.trainer import FILE_NAME
+
+SETTINGS_NAME = "settings.json"
+MOST_HELD_OUT = 200
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """Where the prefix lies and how it did; `report` is also in `distillation.json`."""
+
+    prefix_path: Path
+    report_path: Path
+    curve_path: Path | None
+    report: dict[str, Any]
+
+
+def distill(settings: Distillation, console: Console | None = None, resume: bool = False) -> DistillationResult:
+    """Make a prefix of a document as settings say; nothing is written before document and model are known to fit.
+
+    What was studied and trained so far is in the output folder, and `resume` goes on from it, to the same prefix.
+    Raises `AntefixError` for bad settings, data or models, `ConfigError` for a folder that holds another distillation.
+    """
+    console = console or Console(stderr=True)
+    folder = Path(settings.output)
+    _check_folder(folder, settings, resume)
+    room = prepare(settings)
+    write_atomically(folder / SETTINGS_NAME, json.dumps(settings.as_dict(), indent=2).encode())
+    started = time.monotonic()
+    studied = _study(room.study, folder / "lessons", console)
+    trained, held_out = _parts(studied)
+    seconds = {"study": time.monotonic() - started}
+    measured_by = {"held_out": held_out, "questions": room.questions() if room.questions is not None else []}
+    before = room.measured(None, measured_by)
+    make_trainer = functools.partial(
+        DistillationTrainer,
+        room.bank,
+        settings.name,
+        objective=settings.objective,
+        train_dataset=trained,
+        data_collator=room.collate,
+    )
+    started = time.monotonic()
+    num_tokens = sum(len(lesson.ids) for lesson in trained)
+    kept = get_last_checkpoint(settings.output) if resume else None
+    history, _ = fit(make_trainer, settings, num_tokens, console, resumable=True, checkpoint=kept)
+    seconds["training"] = time.monotonic() - started
+    after = room.measured(settings.name, measured_by)
+    found = {
+        **sizes(room, settings.name, studied),
+        **scores(measured_by, before, after, room.fits),
+        "seconds": seconds,
+        "train_loss": history,
+        "settings": settings.as_dict(),
+    }
+    return _write(settings, room, found)
+
+
+def _check_folder(folder: Path, settings: Distillation, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output is '{folder}', which is a file; name a folder.")
+    path = folder / SETTINGS_NAME
+    if not resume:
+        if path.exists():
+            raise ConfigError(f"'{folder}' holds a distillation already; resume it, or name another folder.")
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{folder}' holds no distillation to resume: '{path}' cannot be read.") from error
+    now = settings.as_dict()
+    different = [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
+    if different:
+        raise ConfigError(
+            f"the distillation in '{folder}' was begun with another {', '.join(different)}; resume it with the same."
+        )
+
+
+def _study(study: Study, folder: Path, console: Console) -> list[Round]:
+    with Progress(console=console) as progress:
+        return list(progress.track(rounds(study, folder), total=study.num_rounds, description="studying"))
+
+
+def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
+    """Return the lessons to train on, and every tenth, which is held out."""
+    lessons = [lesson for one in studied for lesson in one.lessons]
+    held_out = set(range(9, len(lessons), 10)[:MOST_HELD_OUT])
+    if not held_out:
+        raise DataError(
+            f"the base wrote {len(lessons)} usable lessons, too few to hold some out; raise num_lessons, or take a "
+            "base that follows such prompts."
+        )
+    return (
+        [lesson for number, lesson in enumerate(lessons) if number not in held_out],
+        [lessons[number] for number in sorted(held_out)],
+    )
+
+
+def _write(settings: Distillation, room: Classroom, found: dict[str, Any]) -> DistillationResult:
+    folder = Path(settings.output)
+    prefix_path, report_path = folder / FILE_NAME, folder / "distillation.json"
+    save_prefix(room.bank.prefix(settings.name), prefix_path)
+    write_atomically(report_path, json.dumps(found, indent=2).encode())
+    measure = "kl" if settings.objective == "kl" else "loss"
+    curve = {
+        "train_loss": found["train_loss"],
+        "before": {"loss": found["held_out"]["base"][measure]},
+        "after": {"loss": found["held_out"]["prefix"][measure]},
+    }
+    return DistillationResult(prefix_path, report_path, draw_loss_curve(curve, folder / "loss.png"), found)

@@ -1,0 +1,117 @@
+"""`Distillation`: everything that decides how a document becomes a prefix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from antefix.config import PrefixConfig
+from antefix.errors import ConfigError
+from antefix.training.distillation.seeds import KINDS
+from antefix.training.settings import (
+    build,
+    check_above_zero,
+    check_at_least,
+    check_seed,
+    check_types,
+    overridden,
+    read_settings,
+)
+
+Objective = Literal["kl", "next-token"]
+OBJECTIVES = get_args(Objective)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for what cannot be.
+
+    The base reads chunks of `chunk_length` tokens, by default as many as it has positions for, and writes
+    `num_lessons` lessons about them of the `kinds` given, drawn evenly, in parts of at most `max_new_tokens`. With
+    `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
+    are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
+    (`objective="kl"`), or the tokens alone (`"next-token"`). `prefix` holds settings of `PrefixConfig`; without a
+    `num_virtual_tokens` it is a tenth of the document. `eval_data` are questions with answers to measure it by.
+    """
+
+    model: str
+    document: str
+    output: str = "runs/document"
+    name: str = "document"
+    prefix: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    eval_data: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    messages: str | None = None
+    kinds: Sequence[str] = ("question", "question", "note", "summary")
+    num_lessons: int = 1024
+    chunk_length: int | None = None
+    max_new_tokens: int = 128
+    temperature: float = 0.7
+    objective: Objective = "kl"
+    num_logits: int = 20
+    learning_rate: float = 2e-2
+    epochs: float = 2.0
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        object.__setattr__(self, "kinds", kinds)
+        check_types(self, but=("prefix", "kinds", "objective"))
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"kinds names {kind!r}; it may name {', '.join(map(repr, KINDS))}.")
+        if not kinds:
+            raise ConfigError("kinds is empty; name what the base is to write.")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective is {self.objective!r}; it must be {' or '.join(map(repr, OBJECTIVES))}.")
+        check_above_zero(self, "learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm")
+        check_at_least(1, self, "num_lessons", "chunk_length", "max_new_tokens", "num_logits")
+        check_at_least(0, self, "temperature", "weight_decay", "warmup_ratio")
+        check_seed(self.seed)
+        self.prefix_config(num_tokens=20, text="any")
+        self._check_wording()
+
+    def _check_wording(self) -> None:
+        asked = self.data is not None or self.eval_data is not None
+        worded = self.prompt is not None or self.messages is not None
+        if asked and not worded:
+            raise ConfigError("data and eval_data hold questions, which prompt or messages must word.")
+        if worded and not asked:
+            raise ConfigError("prompt and messages word the questions of data or eval_data; give one of those.")
+        if self.prompt is not None and self.messages is not None:
+            raise ConfigError("messages is given, so the chat template writes the questions; leave prompt out.")
+        if self.eval_data is not None and self.answer is None and self.messages is None:
+            raise ConfigError("the questions of eval_data need their answers; give answer, a template.")
+
+    def prefix_config(self, num_tokens: int, text: str) -> PrefixConfig:
+        """Return how the prefix of a document with this text, of so many tokens, is made."""
+        settings = {"num_virtual_tokens": -(-num_tokens // 10), **self.prefix}
+        if settings.get("init", "text") == "text":
+            settings.setdefault("init_text", text)
+        made: PrefixConfig = build(PrefixConfig, settings, "prefix")
+        return made
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Distillation:
+        """Read settings from a file; `overrides` that are not None replace them, `prefix` field by field."""
+        return cls.from_settings(read_settings(path), **overrides)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **overrides: Any) -> Distillation:
+        """Build from a mapping, with overrides as in `from_yaml`."""
+        given = overridden(settings, overrides)
+        made: Distillation = build(cls, given, "the recipe", required=("model", "document"))
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, as `from_settings` takes them."""
+        return {**asdict(self), "prefix": dict(self.prefix), "kinds": list(self.kinds)}

@@ -1,0 +1,91 @@
+"""`Study`: the rounds in which a base studies a document, each kept in a file as soon as it is done."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from antefix.training.distillation.document import Chunk, Document
+from antefix.training.distillation.lessons import Lesson, Round
+from antefix.training.distillation.questions import GivenQuestions
+from antefix.training.rows import Row
+
+
+class SelfStudy(Protocol):
+    """A way in which a base writes lessons for itself."""
+
+    def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
+        """Return what came to something of `number` lessons about a chunk."""
+
+
+class Study(Protocol):
+    """Rounds of lessons, each the same whenever it is asked for."""
+
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds there are."""
+
+    def round(self, number: int) -> Round:
+        """Return the lessons of a round."""
+
+
+@dataclass(frozen=True)
+class ChunkStudy:
+    """Each round, a base writes lessons for itself about a chunk that is drawn from the document."""
+
+    of: SelfStudy
+    document: Document
+    chunk_length: int
+    num_lessons: int
+    batch_size: int
+    seed: int
+
+    @property
+    def num_rounds(self) -> int:
+        """As many as it takes for all lessons."""
+        return -(-self.num_lessons // self.batch_size)
+
+    def round(self, number: int) -> Round:
+        """Return the lessons about one chunk."""
+        rng = random.Random(f"{self.seed} {number}")
+        chunk = self.document.draw(rng, self.chunk_length)
+        wanted = min(self.batch_size, self.num_lessons - number * self.batch_size)
+        lessons = self.of.lessons(chunk, rng, wanted)
+        return Round(chunk.start, chunk.end, lessons, wanted - len(lessons))
+
+
+@dataclass(frozen=True)
+class QuestionStudy:
+    """Each round, some of the questions that were given."""
+
+    of: GivenQuestions
+    rows: Sequence[Row]
+    num_tokens: int
+    batch_size: int
+    seed: int
+
+    @property
+    def num_rounds(self) -> int:
+        """As many as it takes for all questions."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def round(self, number: int) -> Round:
+        """Return the lessons of some questions, whose teacher reads the whole document."""
+        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
+        seed = random.Random(f"{self.seed} {number}").getrandbits(63)
+        return Round(0, self.num_tokens, self.of.lessons(rows, seed))
+
+
+def rounds(study: Study, folder: Path) -> Iterator[Round]:
+    """Yield every round, from its file in a folder where that is there, else made now and written there."""
+    for number in range(study.num_rounds):
+        path = folder / f"{number:05}.safetensors"
+        if path.is_file():
+            yield Round.load(path)
+            continue
+        made = study.round(number)
+        made.save(path)
+        yield made

@@ -1,0 +1,69 @@
+"""`DistillationTrainer`: PrefixTrainer, whose loss is the distance to a teacher on what the teacher wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from antefix.training.distillation.lessons import Lesson
+from antefix.training.distillation.settings import Objective
+from antefix.training.distillation.targets import Targets
+from antefix.training.tokens import pad_inputs, pad_rows
+from antefix.training.trainer import PrefixTrainer
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of lessons: `input_ids`, `attention_mask` and `is_written` `(row, token)`, and the targets."""
+
+    pad_token_id: int
+
+    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
+        """Return lessons as one batch, padded on the right."""
+        targets = Targets.joined([lesson.targets for lesson in lessons])
+        return {
+            **pad_inputs([{"input_ids": lesson.ids} for lesson in lessons], self.pad_token_id),
+            "is_written": pad_rows([lesson.is_written for lesson in lessons], 0).bool(),
+            **{name: getattr(targets, name) for name in ("ids", "log_probs", "rest", "own")},
+        }
+
+
+def token_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[Objective, Tensor]:
+    """Return for each written token of a batch its divergence from the teacher and its negative log-likelihood."""
+    ids, written = batch["input_ids"], batch["is_written"][:, 1:]
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1][written]
+    targets = Targets(batch["ids"], batch["log_probs"], batch["rest"], batch["own"])
+    tokens = cross_entropy(logits.float(), ids[:, 1:][written], reduction="none")
+    return {"kl": targets.divergence(logits), "next-token": tokens}
+
+
+class DistillationTrainer(PrefixTrainer):
+    """Train a prefix on lessons; `objective` is the divergence from the teacher, or the next token alone."""
+
+    def __init__(self, *arguments: Any, objective: Objective, **trainer_arguments: Any) -> None:
+        super().__init__(*arguments, **trainer_arguments)
+        self.objective: Objective = objective
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *unused: Any, **also_unused: Any) -> Tensor:
+        """Return the mean over the written tokens of a batch."""
+        return token_losses(model, inputs)[self.objective].mean()
+
+
+def measure(model: PreTrainedModel, lessons: Sequence[Lesson], collate: Collator, batch_size: int) -> dict[str, float]:
+    """Return mean `loss` and `kl` a token, in nats, with what the bank has in use."""
+    model.eval()
+    sums, count = {"next-token": 0.0, "kl": 0.0}, 0
+    with torch.no_grad():
+        for start in range(0, len(lessons), batch_size):
+            batch = collate(lessons[start : start + batch_size])
+            losses = token_losses(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            count += len(losses["kl"])
+            sums = {name: total + losses[name].sum().item() for name, total in sums.items()}  # type: ignore[index]
+    return {"loss": sums["next-token"] / count, "kl": sums["kl"] / count}

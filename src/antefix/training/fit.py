@@ -1,0 +1,76 @@
+"""Running a trainer of one prefix as settings say, with a bar on the terminal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, TrainingArguments
+
+from antefix.errors import ConfigError
+from antefix.training.progress import ProgressCallback
+from antefix.training.trainer import PrefixTrainer
+
+if TYPE_CHECKING:
+    from antefix.training.distillation.settings import Distillation
+    from antefix.training.recipe import Recipe
+
+
+def fit(
+    make_trainer: Callable[..., PrefixTrainer],
+    schedule: Recipe | Distillation,
+    tokens_per_epoch: int,
+    console: Console,
+    resumable: bool = False,
+    checkpoint: str | None = None,
+) -> tuple[list[dict[str, float]], float]:
+    """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens a second.
+
+    A `resumable` one keeps its optimiser in its checkpoints; `checkpoint` is the folder of one to go on from.
+    """
+    progress = ProgressCallback(console, tokens_per_epoch)
+    # Trainer warns that it hands the tokenizer's special ids to the model; here they are the model's own already.
+    logger = logging.getLogger("transformers.trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        trainer = make_trainer(args=_arguments(schedule, resumable), callbacks=[progress])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        progress.close()
+        logger.setLevel(level)
+    history = [{"step": log["step"], "loss": float(log["loss"])} for log in trainer.state.log_history if "loss" in log]
+    return history, progress.tokens_per_second
+
+
+def _arguments(schedule: Recipe | Distillation, resumable: bool) -> TrainingArguments:
+    try:
+        return TrainingArguments(
+            output_dir=schedule.output,
+            learning_rate=schedule.learning_rate,
+            num_train_epochs=schedule.epochs,
+            per_device_train_batch_size=schedule.batch_size,
+            gradient_accumulation_steps=schedule.gradient_accumulation_steps,
+            weight_decay=schedule.weight_decay,
+            warmup_steps=schedule.warmup_ratio,
+            max_grad_norm=schedule.max_grad_norm,
+            lr_scheduler_type="cosine",
+            seed=schedule.seed,
+            logging_steps=0.01,
+            logging_nan_inf_filter=False,
+            save_steps=0.1,
+            save_total_limit=1,
+            save_only_model=not resumable,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            use_cpu=not torch.accelerator.is_available(),  # else processes on a CPU would not know of each other
+            report_to="none",
+        )
+    except ImportError as error:
+        raise ConfigError('training needs accelerate: pip install "antefix[train]".') from error
