@@ -1,0 +1,105 @@
+"""One run of the study: a method on a task, trained and measured; its figures are kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.quality.base import CACHE, general_text
+from benchmarks.quality.methods import Adapted, Method
+from benchmarks.quality.tasks import BATCH_SIZE, STEPS, Task, load
+
+GENERAL_LENGTH, GENERAL_ROWS = 256, 24
+"""How much general text tells what a method forgets."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method on a task, with so many examples, or all, and a seed; it is measured on `split`."""
+
+    task: str
+    method: Method
+    seed: int = 0
+    num_examples: int | None = None
+    split: str = "test"
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file of figures: the same for the same run."""
+        whole = json.dumps(asdict(self), sort_keys=True) + str(STEPS[self.task])
+        return f"{self.task}-{self.method.kind}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.json"
+
+    def figures(self) -> dict[str, Any] | None:
+        """Return the figures of this run, if it was run."""
+        path = CACHE / "runs" / self.file_name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def execute(self) -> dict[str, Any]:
+        """Train and measure, and keep the figures."""
+        torch.manual_seed(self.seed)
+        task = load(self.task, self.num_examples, self.seed)
+        adapted = self.method.apply(task.model, task.encoder.tokenizer)
+        started = time.monotonic()
+        curve = learn(self, task, adapted) if adapted.parameters else []
+        seconds = time.monotonic() - started
+        found = {
+            "run": {**asdict(self), "method": {"name": self.method.name, **asdict(self.method)}},
+            "scores": task.score(adapted.model, self.split),
+            "parameters": adapted.num_parameters,
+            "seconds": round(seconds, 1),
+            "curve": curve,
+        }
+        if self.task == "e2e":
+            found["general_loss"] = general_loss(adapted, task.encoder.tokenizer)
+        path = CACHE / "runs" / self.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        return found
+
+
+def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
+    """Train with AdamW without decay, 3 % warm-up and a cosine, clipped to 1; return the mean loss of each tenth."""
+    steps, batch_size = STEPS[run.task], BATCH_SIZE[run.task]
+    optimizer = torch.optim.AdamW(adapted.parameters, lr=run.method.learning_rate, weight_decay=0.0)
+    order: list[int] = []
+    rng = random.Random(run.seed)
+    losses: list[float] = []
+    adapted.model.train()
+    for step in range(steps):
+        while len(order) < batch_size:
+            order += rng.sample(range(len(task.trained)), len(task.trained))
+        rows, order = [task.trained[number] for number in order[:batch_size]], order[batch_size:]
+        optimizer.param_groups[0]["lr"] = run.method.learning_rate * _schedule(step, steps)
+        loss = adapted.model(**task.collate(rows)).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(adapted.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    tenth = max(steps // 10, 1)
+    return [round(sum(losses[start : start + tenth]) / tenth, 4) for start in range(0, steps, tenth)]
+
+
+def general_loss(adapted: Adapted, tokenizer: Any) -> float:
+    """Return the loss, in nats a token, on text that has nothing to do with the task, with what was trained on."""
+    ids = tokenizer(general_text(), add_special_tokens=False)["input_ids"][: GENERAL_LENGTH * GENERAL_ROWS]
+    rows = torch.tensor(ids).view(GENERAL_ROWS, GENERAL_LENGTH)
+    adapted.model.eval()
+    with torch.no_grad():
+        losses = [adapted.model(input_ids=part, labels=part).loss.item() for part in rows.split(8)]
+    return sum(losses) / len(losses)
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm_up = max(round(0.03 * steps), 1)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))

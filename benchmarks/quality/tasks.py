@@ -1,0 +1,154 @@
+"""The three tasks of the study: a base for each, examples to learn from, and how well a model does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from antefix.training.base import load_base
+from antefix.training.classification import Classification
+from antefix.training.examples import Example
+from antefix.training.generation import write
+from antefix.training.losses import answer_losses
+from antefix.training.metrics import answer_metric
+from antefix.training.tokens import Encoder, ExampleTokenizer, Part
+from benchmarks.quality.base import SHARED, base_folder
+
+Scores = dict[str, float]
+HEADLINE = {"e2e": "bleu", "phonemes": "exact_match", "family": "accuracy"}
+"""The metric of each task that its table is sorted by."""
+BATCH_SIZE = {"e2e": 16, "phonemes": 32, "family": 16}
+STEPS = {"e2e": 300, "phonemes": 1000, "family": 200}
+"""How long every method trains."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A freshly loaded base, what encodes examples, and those to train on; `score` measures a model on `split`."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    trained: Sequence[dict[str, Any]]
+    score: Callable[[Any, str], Scores]
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return rows as one batch."""
+        return self.encoder.collate(rows)
+
+
+def load(name: str, num_examples: int | None = None, seed: int = 0) -> Task:
+    """Load a task; `num_examples` of its examples, drawn by the seed, are there to train on, or all."""
+    task, examples = {"e2e": _e2e, "phonemes": _phonemes, "family": _family}[name]()
+    drawn = random.Random(seed).sample(examples, num_examples or len(examples))
+    return Task(task.model, task.encoder, Part.encoded(drawn, task.encoder).rows(task.encoder), task.score)
+
+
+def _e2e() -> tuple[Task, list[Example]]:
+    """Say what a meaning representation says (Novikova et al. 2017)."""
+    model, encoder = load_base(str(base_folder()))
+    score = _Writing(encoder, _pairs, most=64, num_answers=300)
+    return Task(model, encoder, (), score), _pairs("train")
+
+
+def _phonemes() -> tuple[Task, list[Example]]:
+    """Spell a word in British phonemes, by a model that knows the American ones."""
+    folder = SHARED / "models" / "bart-g2p-us"
+    model, encoder = load_base(str(folder), str(folder / "phonemes"))
+    score = _Writing(encoder, _words, most=32, num_answers=1000)
+    return Task(model, encoder, (), score), _words("train")
+
+
+def _family() -> tuple[Task, list[Example]]:
+    """Tell whether a text says that a place welcomes families."""
+    task = Classification.load(str(base_folder()), ("no", "unsaid", "yes"))
+
+    def score(model: Any, split: str) -> Scores:
+        part = Part.encoded(_texts(split)[:1000], task.encoder)
+        rows, right = part.rows(task.encoder), torch.tensor([tokens.answer[0] for tokens in part.tokens])
+        logits = []
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(rows), 100):
+                batch = task.encoder.collate(rows[start : start + 100])
+                logits.append(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
+        scores = torch.cat(logits)
+        return {
+            "loss": torch.nn.functional.cross_entropy(scores, right).item(),
+            "accuracy": (scores.argmax(1) == right).float().mean().item(),
+        }
+
+    return Task(task.model, task.encoder, (), score), _texts("train")
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """Scores a model that writes: loss on 1,000 examples, and answers to distinct prompts."""
+
+    encoder: ExampleTokenizer
+    read: Callable[[str], list[Example]]
+    most: int
+    num_answers: int
+
+    def __call__(self, model: Any, split: str) -> Scores:
+        """Return loss, exact match, and where the metrics' library is there BLEU and chrF."""
+        examples = random.Random(0).sample(self.read(split), 1000)
+        rows = Part.encoded(examples, self.encoder).rows(self.encoder)
+        losses = torch.cat(
+            [answer_losses(model, self.encoder, rows[start : start + 50]) for start in range(0, 1000, 50)]
+        )
+        references: dict[str, list[str]] = {}
+        for example in self.read(split):
+            references.setdefault(example.prompt, []).append(example.answer)
+        prompts = random.Random(0).sample(sorted(references), min(self.num_answers, len(references)))
+        prompts.sort(key=len)
+        written: list[str] = []
+        for start in range(0, len(prompts), 50):
+            ids = [self.encoder.prompt_ids(prompt) for prompt in prompts[start : start + 50]]
+            written += write(model, self.encoder, ids, self.most)
+        metrics = {
+            name: answer_metric(name, written, [references[prompt] for prompt in prompts]).value
+            for name in ("exact_match", "bleu", "chrf")
+        }
+        return {"loss": (losses[:, 0].sum() / losses[:, 1].sum()).item(), **metrics}
+
+
+@cache
+def _lines(split: str) -> list[dict[str, str]]:
+    folder = SHARED / "data" / "e2e_nlg"
+    if split == "train":
+        text = gzip.decompress((folder / "train.jsonl.gz").read_bytes()).decode()
+    else:
+        text = (folder / f"{split}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _pairs(split: str) -> list[Example]:
+    return [Example(f"{line['mr']}\n", line["ref"]) for line in _lines(split)]
+
+
+def _texts(split: str) -> list[Example]:
+    found = (re.search(r"familyFriendly\[(\w+)\]", line["mr"]) for line in _lines(split))
+    return [
+        Example(line["ref"], match[1] if match else "unsaid") for line, match in zip(_lines(split), found, strict=True)
+    ]
+
+
+@cache
+def _words(split: str) -> list[Example]:
+    """Return words whose British phonemes the American tokenizer can write at all."""
+    signs = json.loads((SHARED / "models" / "bart-g2p-us" / "phonemes" / "tokenizer.json").read_text())["model"][
+        "vocab"
+    ]
+    lines = (SHARED / "data" / "g2p_gb" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    words = [json.loads(line) for line in lines]
+    return [Example(word["word"], word["gb"]) for word in words if set(word["gb"]) <= signs.keys()]
