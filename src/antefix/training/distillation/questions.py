@@ -34,9 +34,15 @@ class GivenQuestions:
         contexts = [self.encoder.prompt_ids(self.wording.prompt(row, text)) for row in rows]
         prompts = [self.encoder.prompt_ids(self.wording.prompt(row)) for row in rows]
         if self.has_answers:
-            answers = [self.encoder.tokenize(self.wording.example(row)).answer for row in rows]
+            answers = [self._answer(row) for row in rows]
         else:
             answers = self.teacher.answer(contexts, seed, self.end_with_line)
         parts = zip(contexts, prompts, answers, strict=True)
         drafts = [Draft(context, prompt, answer, [True] * len(answer)) for context, prompt, answer in parts]
         return self.teacher.lessons(drafts)
+
+    def _answer(self, row: Row) -> list[int]:
+        """Return the ids of a row's own answer, without an end-of-text token where the teacher would end the line."""
+        ids = self.encoder.tokenize(self.wording.example(row)).answer
+        ends = self.end_with_line and len(ids) > 1 and ids[-1] == self.encoder.tokenizer.eos_token_id
+        return ids[:-1] if ends else ids

@@ -1,0 +1,159 @@
+"""distill as a whole: a document that says how to answer becomes a prefix, also when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import antefix
+from antefix.embedded.records import draw_examples
+from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataError
+from antefix.training import Distillation, DistillationResult, distill
+from antefix.training.base import load_base
+from antefix.training.distillation.lessons import Round
+from antefix.training.generation import answers
+from antefix.training.progress import ProgressCallback
+
+QUIET = Console(quiet=True)
+PROMPT = "{source}\n=>\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "document.txt").write_text("style: letter\n")
+    for name, number, seed in (("asked", 96, 1), ("held", 24, 2)):
+        rows = draw_examples("letter", number, seed)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": "embedded",
+        "document": str(tmp_path / "document.txt"),
+        "output": str(tmp_path / "run"),
+        "prefix": {"num_virtual_tokens": 8},
+        "data": str(tmp_path / "asked.jsonl"),
+        "eval_data": str(tmp_path / "held.jsonl"),
+        "prompt": PROMPT,
+        "answer": "{target}",
+        "epochs": 3,
+    }
+
+
+def run(settings: dict[str, Any], resume: bool = False, **changes: Any) -> DistillationResult:
+    return distill(Distillation(**{**settings, **changes}), QUIET, resume)
+
+
+def test_a_prefix_does_what_the_document_made_the_base_do(settings: dict[str, Any]) -> None:
+    result = run(settings)
+    report = result.report
+    for part in ("held_out", "questions"):
+        assert report[part]["base"]["kl"] > 0.01, "without the document the base must choose a style"
+        assert report[part]["prefix"]["kl"] < 0.1 * report[part]["base"]["kl"]
+        assert report[part]["document"]["loss"] < report[part]["base"]["loss"]
+        assert abs(report[part]["prefix"]["loss"] - report[part]["document"]["loss"]) < 0.01
+    assert report["teacher"]["share_seen"] == 1.0
+    assert report["lessons"]["usable"] == 96
+    assert report["prefix"] == {"tokens": 8, "bytes": 8 * 6 * 2 * 2 * 32 * 4}
+    assert json.loads(result.report_path.read_text()) == report
+    model, encoder = load_base("embedded")
+    bank = antefix.attach(model)
+    bank.load(result.prefix_path, "letter")
+    rows = draw_examples("letter", 20, seed=3)
+    with bank.use("letter"):
+        written = answers(model, encoder, [PROMPT.format(**row) for row in rows], max_new_tokens=80)
+    right = sum(answer == row["target"] for answer, row in zip(written, rows, strict=True))
+    assert right >= 16, "with its header the base writes 98 in 100"
+
+
+def test_the_next_token_alone_teaches_as_well(settings: dict[str, Any]) -> None:
+    report = run(settings, objective="next-token").report
+    assert report["questions"]["prefix"]["loss"] < 0.5 * report["questions"]["base"]["loss"]
+
+
+def test_interrupted_anywhere_it_goes_on_to_the_same_prefix(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = antefix.load_prefix(run(settings, output=str(tmp_path / "whole")).prefix_path)
+    save, saved = Round.save, []
+
+    def save_twice(self: Round, path: Path) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(self, path)
+
+    monkeypatch.setattr(Round, "save", save_twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    monkeypatch.undo()
+    step_end = ProgressCallback.on_step_end
+
+    def stop_amid(self: ProgressCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressCallback, "on_step_end", stop_amid)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, resume=True)
+    assert not (tmp_path / "run" / "prefix.safetensors").exists()
+    monkeypatch.undo()
+    resumed = antefix.load_prefix(run(settings, resume=True).prefix_path)
+    for path in whole.keys:
+        assert torch.equal(whole.keys[path], resumed.keys[path])
+        assert torch.equal(whole.values[path], resumed.values[path])
+
+
+def test_a_long_document_is_studied_in_chunks(settings: dict[str, Any], tmp_path: Path) -> None:
+    lines = "".join(f"{row['source']}\n" for row in draw_examples("record", 80, seed=5))
+    (tmp_path / "document.txt").write_text(lines)
+    report = run(
+        settings, data=None, kinds=("note",), num_lessons=64, max_new_tokens=16, prefix={}, temperature=1.0, epochs=1
+    ).report
+    assert report["document"]["tokens"] > 1024 > report["teacher"]["tokens_at_once"]
+    assert 0.9 < report["teacher"]["share_seen"] <= 1.0
+    assert report["prefix"]["tokens"] == -(-report["document"]["tokens"] // 10)
+    assert set(report["questions"]) == {"base", "prefix"}, "there is no context that holds this document"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kinds": ("poem",)}, ConfigError, "kinds names 'poem'"),
+        ({"objective": "mse"}, ConfigError, "objective is 'mse'"),
+        ({"prefix": {"num_virtual_tokens": 0}}, ConfigError, "num_virtual_tokens is 0"),
+        ({"prompt": None}, ConfigError, "which prompt or messages must word"),
+        ({"answer": None}, ConfigError, "need their answers"),
+        ({"chunk_length": 5000}, ConfigError, "chunk_length is 5000"),
+        ({"max_new_tokens": 600}, ContextLengthError, "set fewer num_virtual_tokens or max_new_tokens"),
+        ({"document": "nowhere.txt"}, DataError, "'nowhere.txt' cannot be read"),
+        ({"num_logits": 0}, ConfigError, "num_logits is 0"),
+        ({"seed": -1}, ConfigError, "seed is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any], error: type[AntefixError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(settings, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "document.txt").write_text("style: letter\n" * 400)
+    with pytest.raises(ConfigError, match="leave data out, and the base studies it in chunks"):
+        run(settings)
+
+
+def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no distillation to resume"):
+        run(settings, resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(Distillation(**settings).as_dict()))
+    with pytest.raises(ConfigError, match="holds a distillation already"):
+        run(settings)
+    with pytest.raises(ConfigError, match="another epochs, seed; resume it with the same"):
+        run(settings, resume=True, epochs=1.0, seed=7)

@@ -1,0 +1,148 @@
+"""Chunks of documents, lessons that a base writes about them, and files that hold them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from antefix.bank import PrefixBank
+from antefix.errors import DataError
+from antefix.training.distillation.chat import ChatStudy
+from antefix.training.distillation.document import Document, num_covered
+from antefix.training.distillation.lessons import Round
+from antefix.training.distillation.plain import PlainStudy
+from antefix.training.distillation.seeds import INSTRUCTIONS
+from antefix.training.distillation.study import ChunkStudy, rounds
+from antefix.training.distillation.targets import Targets
+from antefix.training.distillation.teacher import Teacher
+from antefix.training.tokens import ExampleTokenizer
+from tests.unit.distillation.conftest import TEMPLATE
+
+Base = tuple[PrefixBank, ExampleTokenizer]
+LINES = "".join(f"{number} Bomar Grikins works as a cook in Fealby.\n" for number in range(30))
+
+
+def test_chunks_are_as_long_as_asked_and_cover_all_parts_alike(base: Base) -> None:
+    document = Document(LINES, base[1].tokenizer)
+    rng, seen = random.Random(0), [0] * document.num_tokens
+    for _ in range(2000):
+        chunk = document.draw(rng, 60)
+        assert 0 < chunk.end - chunk.start <= 60
+        assert chunk.text in LINES
+        for token in range(chunk.start, chunk.end):
+            seen[token] += 1
+    assert min(seen) > 0.4 * max(seen)
+
+
+def test_a_chunk_begins_a_line_where_one_is_near(base: Base) -> None:
+    document, rng = Document(LINES, base[1].tokenizer), random.Random(0)
+    starts = [document.draw(rng, 100).text for _ in range(50)]
+    assert all(text[0].isdecimal() for text in starts)
+
+
+def test_a_short_document_is_one_chunk(base: Base) -> None:
+    document = Document("Bomar likes chess.", base[1].tokenizer)
+    assert document.draw(random.Random(0), 100).text == "Bomar likes chess."
+
+
+def test_coverage_counts_every_token_once() -> None:
+    assert num_covered([(0, 10), (5, 12), (20, 25), (21, 22)]) == 17
+    assert num_covered([]) == 0
+
+
+def test_an_empty_document_is_refused(base: Base) -> None:
+    with pytest.raises(DataError, match="holds no text"):
+        Document("", base[1].tokenizer)
+
+
+def test_plain_lessons_stand_as_the_teacher_wrote_them(base: Base, teacher: Teacher) -> None:
+    tokenizer = base[1].tokenizer
+    chunk = Document("Bomar likes chess.\n", tokenizer).draw(random.Random(0), 100)
+    lessons = PlainStudy(teacher, base[1], ("note",)).lessons(chunk, random.Random(1), 24)
+    assert lessons
+    for lesson in lessons:
+        assert lesson.ids[0] == tokenizer.bos_token_id
+        opening = [token for token, written in zip(lesson.ids, lesson.is_written, strict=True) if not written]
+        assert tokenizer.decode(opening, skip_special_tokens=True) == "Note:"
+        assert len(lesson.targets.own) == sum(lesson.is_written)
+        assert lesson.ids[-1] in teacher.ends | teacher.line_breaks
+
+
+def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, encoder = base
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+    teacher = Teacher(bank, tokenizer, num_logits=5, temperature=1.0, max_new=60)
+    asked: list[str] = []
+    answer = teacher.answer
+
+    def noted(contexts: list[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
+        asked.extend(tokenizer.decode(context) for context in contexts)
+        return answer(contexts, seed, stops_at_line_break)
+
+    monkeypatch.setattr(teacher, "answer", noted)
+    chunk = Document("Bomar likes chess.\n", tokenizer).draw(random.Random(0), 100)
+    lessons = ChatStudy(teacher, encoder, ("question",)).lessons(chunk, random.Random(1), 8)
+    assert lessons
+    instructions, contexts = asked[:8], asked[8:]
+    assert all(text.startswith("<s>user: Bomar likes chess.\n\n") for text in asked)
+    assert all(INSTRUCTIONS["question"] in text for text in instructions)
+    for lesson, context in zip(lessons, contexts, strict=True):
+        prompt = [token for token, written in zip(lesson.ids, lesson.is_written, strict=True) if not written]
+        assert tokenizer.decode(prompt) == context.replace("Bomar likes chess.\n\n", "", 1)
+
+
+def study(base: Base, teacher: Teacher) -> ChunkStudy:
+    document = Document(LINES, base[1].tokenizer)
+    plain = PlainStudy(teacher, base[1], ("note",))
+    return ChunkStudy(plain, document, chunk_length=80, num_lessons=20, batch_size=8, seed=4)
+
+
+def test_a_round_is_the_same_whenever_it_is_asked_for(base: Base, teacher: Teacher) -> None:
+    asked = study(base, teacher)
+    assert asked.num_rounds == 3
+    second, first = asked.round(1), asked.round(0)
+    again = asked.round(1)
+    assert [lesson.ids for lesson in again.lessons] == [lesson.ids for lesson in second.lessons]
+    assert (first.start, first.end) != (second.start, second.end)
+
+
+def test_rounds_are_kept_and_read_again(base: Base, teacher: Teacher, tmp_path: Path) -> None:
+    made = list(rounds(study(base, teacher), tmp_path))
+    assert sum(len(one.lessons) + one.num_discarded for one in made) == 20
+
+    class Unwilling(ChunkStudy):
+        def round(self, number: int) -> Round:
+            raise AssertionError("everything is there")
+
+    asked = study(base, teacher)
+    read = list(rounds(Unwilling(**vars(asked)), tmp_path))
+    for one, kept in zip(made, read, strict=True):
+        assert (one.start, one.end, one.num_discarded) == (kept.start, kept.end, kept.num_discarded)
+        for lesson, same in zip(one.lessons, kept.lessons, strict=True):
+            assert (lesson.ids, lesson.is_written) == (same.ids, same.is_written)
+            for name in ("ids", "log_probs", "rest", "own"):
+                assert torch.equal(getattr(lesson.targets, name), getattr(same.targets, name))
+
+
+def test_a_round_without_lessons_is_kept_too(tmp_path: Path) -> None:
+    Round(3, 9, (), num_discarded=8).save(tmp_path / "r.safetensors")
+    kept = Round.load(tmp_path / "r.safetensors")
+    assert (kept.start, kept.end, kept.num_discarded, list(kept.lessons)) == (3, 9, 8, [])
+
+
+def test_a_damaged_round_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.safetensors"
+    path.write_bytes(b"no lessons")
+    with pytest.raises(DataError, match=r"r\.safetensors' is no intact file of lessons"):
+        Round.load(path)
+
+
+def test_targets_without_tokens_can_be_joined() -> None:
+    empty = Targets(torch.empty(0, 5).int(), torch.empty(0, 5).half(), torch.empty(0), torch.empty(0))
+    assert len(Targets.joined([empty, empty]).own) == 0

@@ -1,0 +1,103 @@
+"""A teacher that reads once says and writes what the base does with the text in context."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from antefix.bank import PrefixBank
+from antefix.training.distillation.lessons import Draft
+from antefix.training.distillation.teacher import Teacher, common_start
+from antefix.training.tokens import ExampleTokenizer
+
+Base = tuple[PrefixBank, ExampleTokenizer]
+TEXT = "style: letter\nname: Bomar Grikins | town: Fealby | age: 31 | job: cook | likes: chess\n=>\n"
+
+
+def ids_of(base: Base, text: str) -> list[int]:
+    return base[1].tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def draft(base: Base, opening: str, written: str) -> Draft:
+    fixed, free = ids_of(base, opening), ids_of(base, written)
+    context = base[1].prompt_ids(TEXT)
+    return Draft(context, [1], fixed + free, [False] * len(fixed) + [True] * len(free))
+
+
+def test_targets_are_those_of_the_text_in_context(base: Base, teacher: Teacher) -> None:
+    drafts = [draft(base, "Dear", " Bomar Grikins, we hear"), draft(base, "In Fealby", " there lives a cook, they say")]
+    read = len(drafts[0].context)
+    with teacher.reading(drafts[0].context):
+        found = teacher.targets(drafts, read)
+    for one, targets in zip(drafts, found, strict=True):
+        with base[0].use(None), torch.no_grad():
+            logits = base[0].model(input_ids=torch.tensor([one.context + one.continuation])).logits[0]
+        places = torch.tensor(one.is_written).nonzero()[:, 0] + read - 1
+        expected = logits[places].log_softmax(-1)
+        tokens = torch.tensor(one.continuation)[torch.tensor(one.is_written)]
+        # fp32, in another order of sums.
+        torch.testing.assert_close(targets.own, expected[range(len(tokens)), tokens], rtol=1e-4, atol=1e-4)
+        assert torch.equal(targets.ids[:, 0].long(), expected.argmax(-1))
+        assert targets.divergence(logits[places]).abs().max() < 1e-3
+
+
+def test_it_writes_what_the_text_in_context_makes_it_write(base: Base, teacher: Teacher) -> None:
+    greedy = Teacher(base[0], base[1].tokenizer, 5, temperature=0.0, max_new=12)
+    rows = [ids_of(base, "Dear"), ids_of(base, "In Fealby there lives")]
+    context = base[1].prompt_ids(TEXT)
+    with greedy.reading(context):
+        written = greedy.write(rows, seed=0, stops_at_line_break=False)
+    for row, found in zip(rows, written, strict=True):
+        whole = torch.tensor([context + row])
+        with base[0].use(None):
+            expected = base[0].model.generate(whole, max_new_tokens=12, do_sample=False)[0, whole.shape[1] :]
+        assert found == expected.tolist()[: len(found)]
+        assert len(found) == 12 or found[-1] == base[1].tokenizer.eos_token_id
+    assert base[0].names == []
+
+
+def test_a_line_ends_with_its_break(base: Base) -> None:
+    greedy = Teacher(base[0], base[1].tokenizer, 5, temperature=0.0, max_new=40)
+    verse = base[1].prompt_ids(TEXT.replace("letter", "verse"))
+    (line,) = greedy.answer([verse], seed=0, stops_at_line_break=True)
+    text = base[1].tokenizer.decode(line)
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    assert greedy.ended(line)
+    assert not greedy.ended(line[:-1])
+
+
+def test_sampling_depends_on_its_seed_alone(base: Base, teacher: Teacher) -> None:
+    rows = [base[1].prompt_ids("name:")] * 4
+    first = teacher.answer(rows, seed=5, stops_at_line_break=False)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert teacher.answer(rows, seed=5, stops_at_line_break=False) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert teacher.answer(rows, seed=6, stops_at_line_break=False) != first
+
+
+def test_lessons_read_what_their_contexts_have_in_common(base: Base, teacher: Teacher) -> None:
+    one, other = draft(base, "", "Dear Bomar"), draft(base, "", "Hello Bomar")
+    other = replace(other, context=other.context[:-3] + ids_of(base, "!"))
+    together = teacher.lessons([one, other])
+    for single, lesson in zip([one, other], together, strict=True):
+        (alone,) = teacher.lessons([single])
+        torch.testing.assert_close(lesson.targets.own, alone.targets.own, rtol=1e-4, atol=1e-4)
+        assert lesson.ids == single.prompt + single.continuation
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2], [1, 2]], 1),
+        ([[1, 2, 3]], 2),
+        ([[5], [1, 2]], 0),
+        ([[1, 9, 3], [1, 2, 3]], 1),
+    ],
+)
+def test_a_common_start_leaves_a_token_to_each_row(rows: list[list[int]], expected: int) -> None:
+    assert common_start(rows) == expected
