@@ -26,27 +26,29 @@ Base = tuple[PrefixBank, ExampleTokenizer]
 LINES = "".join(f"{number} Bomar Grikins works as a cook in Fealby.\n" for number in range(30))
 
 
-def test_chunks_are_as_long_as_asked_and_cover_all_parts_alike(base: Base) -> None:
+@pytest.mark.parametrize("length", [7, 60, 300, 401])
+def test_the_windows_of_every_reading_cover_the_document(base: Base, length: int) -> None:
     document = Document(LINES, base[1].tokenizer)
-    rng, seen = random.Random(0), [0] * document.num_tokens
-    for _ in range(2000):
-        chunk = document.draw(rng, 60)
-        assert 0 < chunk.end - chunk.start <= 60
-        assert chunk.text in LINES
-        for token in range(chunk.start, chunk.end):
-            seen[token] += 1
-    assert min(seen) > 0.4 * max(seen)
+    readings = [document.windows(random.Random(seed), length) for seed in range(50)]
+    assert len({len(chunks) for chunks in readings}) == 1
+    for chunks in readings:
+        assert num_covered((chunk.start, chunk.end) for chunk in chunks) == document.num_tokens
+        for chunk in chunks:
+            assert 0 < chunk.end - chunk.start <= length
+            assert chunk.text in LINES
+    assert len({tuple(sorted(chunk.start for chunk in chunks)) for chunks in readings}) > 1
 
 
 def test_a_chunk_begins_a_line_where_one_is_near(base: Base) -> None:
-    document, rng = Document(LINES, base[1].tokenizer), random.Random(0)
-    starts = [document.draw(rng, 100).text for _ in range(50)]
-    assert all(text[0].isdecimal() for text in starts)
+    document = Document(LINES, base[1].tokenizer)
+    chunks = [chunk for seed in range(10) for chunk in document.windows(random.Random(seed), 100)]
+    assert all(chunk.text[0].isdecimal() for chunk in chunks)
 
 
 def test_a_short_document_is_one_chunk(base: Base) -> None:
     document = Document("Bomar likes chess.", base[1].tokenizer)
-    assert document.draw(random.Random(0), 100).text == "Bomar likes chess."
+    (chunk,) = document.windows(random.Random(0), 100)
+    assert chunk.text == "Bomar likes chess."
 
 
 def test_coverage_counts_every_token_once() -> None:
@@ -61,7 +63,7 @@ def test_an_empty_document_is_refused(base: Base) -> None:
 
 def test_plain_lessons_stand_as_the_teacher_wrote_them(base: Base, teacher: Teacher) -> None:
     tokenizer = base[1].tokenizer
-    chunk = Document("Bomar likes chess.\n", tokenizer).draw(random.Random(0), 100)
+    (chunk,) = Document("Bomar likes chess.\n", tokenizer).windows(random.Random(0), 100)
     lessons = PlainStudy(teacher, base[1], ("note",)).lessons(chunk, random.Random(1), 24)
     assert lessons
     for lesson in lessons:
@@ -86,7 +88,7 @@ def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, mon
         return answer(contexts, seed, stops_at_line_break)
 
     monkeypatch.setattr(teacher, "answer", noted)
-    chunk = Document("Bomar likes chess.\n", tokenizer).draw(random.Random(0), 100)
+    (chunk,) = Document("Bomar likes chess.\n", tokenizer).windows(random.Random(0), 100)
     lessons = ChatStudy(teacher, encoder, ("question",)).lessons(chunk, random.Random(1), 8)
     assert lessons
     instructions, contexts = asked[:8], asked[8:]

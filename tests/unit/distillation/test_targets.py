@@ -65,7 +65,7 @@ def test_a_certain_student_keeps_an_exact_rest() -> None:
     student = teacher * 40
     found = Targets.of(teacher, tokens, 5).divergence(student)
     expected = coarse(teacher, student, 5)
-    assert expected.max() > 50
+    assert expected.min() > 20, "its own likeliest token leaves the others less than fp32 can tell from nothing"
     torch.testing.assert_close(found.double(), expected, rtol=HALF, atol=HALF)
 
 

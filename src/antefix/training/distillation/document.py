@@ -52,17 +52,23 @@ class Document:
         """Return the text of tokens."""
         return Chunk(self.text[self._spans[start][0] : self._spans[end - 1][1]], start, end)
 
-    def draw(self, rng: random.Random, length: int) -> Chunk:
-        """Return the whole document, or of a longer one a chunk at random.
+    def windows(self, rng: random.Random, length: int) -> list[Chunk]:
+        """Return chunks of at most `length` tokens that cover the document, always as many, in random order.
 
-        It begins a line where one begins within a quarter of its length, so that it does not open amid a thought.
+        Where they begin is drawn. Each reaches back to the beginning of a line where one is within a quarter of its
+        length, so that it does not open amid a thought.
         """
         if length >= self.num_tokens:
-            return self.chunk(0, self.num_tokens)
-        # From half a chunk before the beginning to half a chunk before the end: no part is read less than others.
-        start = max(rng.randrange(-(length // 2), self.num_tokens - length // 2), 0)
-        start = self._line_start(start, length // 4)
-        return self.chunk(start, min(start + length, self.num_tokens))
+            return [self.chunk(0, self.num_tokens)]
+        back = length // 4
+        stride = length - back
+        shift = rng.randint(0, stride // 2)
+        last = max(self.num_tokens - stride, 0)
+        number = -(-(self.num_tokens + stride // 2) // stride)
+        starts = [min(max(place * stride - shift, 0), last) for place in range(number)]
+        ends = [min(place * stride - shift + stride, self.num_tokens) for place in range(number)]
+        chunks = [self.chunk(self._line_start(start, back), end) for start, end in zip(starts, ends, strict=True)]
+        return rng.sample(chunks, number)
 
     def _line_start(self, token: int, most: int) -> int:
         for candidate in range(token, max(token - most, 0) - 1, -1):

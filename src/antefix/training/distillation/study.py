@@ -34,7 +34,7 @@ class Study(Protocol):
 
 @dataclass(frozen=True)
 class ChunkStudy:
-    """Each round, a base writes lessons for itself about a chunk that is drawn from the document."""
+    """Each round, a base writes lessons for itself about a chunk; it reads the whole document, then again."""
 
     of: SelfStudy
     document: Document
@@ -50,11 +50,16 @@ class ChunkStudy:
 
     def round(self, number: int) -> Round:
         """Return the lessons about one chunk."""
+        num_windows = len(self._windows(0))
+        chunk = self._windows(number // num_windows)[number % num_windows]
         rng = random.Random(f"{self.seed} {number}")
-        chunk = self.document.draw(rng, self.chunk_length)
         wanted = min(self.batch_size, self.num_lessons - number * self.batch_size)
         lessons = self.of.lessons(chunk, rng, wanted)
         return Round(chunk.start, chunk.end, lessons, wanted - len(lessons))
+
+    def _windows(self, reading: int) -> list[Chunk]:
+        """Return the chunks of one reading of the document; each reading has others."""
+        return self.document.windows(random.Random(f"{self.seed} windows {reading}"), self.chunk_length)
 
 
 @dataclass(frozen=True)
