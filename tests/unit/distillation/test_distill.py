@@ -101,7 +101,15 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_prefix(
         run(settings, resume=True)
     assert not (tmp_path / "run" / "prefix.safetensors").exists()
     monkeypatch.undo()
+    steps: list[int] = []
+
+    def count(self: ProgressCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step_end(self, args, state, control, **kwargs)
+        steps.append(state.global_step)
+
+    monkeypatch.setattr(ProgressCallback, "on_step_end", count)
     resumed = antefix.load_prefix(run(settings, resume=True).prefix_path)
+    assert steps[0] > 1, "what was trained is not trained again"
     for path in whole.keys:
         assert torch.equal(whole.keys[path], resumed.keys[path])
         assert torch.equal(whole.values[path], resumed.values[path])

@@ -15,10 +15,12 @@ from antefix.training.distillation.chat import ChatStudy
 from antefix.training.distillation.document import Document, num_covered
 from antefix.training.distillation.lessons import Round
 from antefix.training.distillation.plain import PlainStudy
+from antefix.training.distillation.questions import GivenQuestions
 from antefix.training.distillation.seeds import INSTRUCTIONS
 from antefix.training.distillation.study import ChunkStudy, rounds
 from antefix.training.distillation.targets import Targets
 from antefix.training.distillation.teacher import Teacher
+from antefix.training.templates import Template, Templates
 from antefix.training.tokens import ExampleTokenizer
 from tests.unit.distillation.conftest import TEMPLATE
 
@@ -72,6 +74,27 @@ def test_plain_lessons_stand_as_the_teacher_wrote_them(base: Base, teacher: Teac
         assert tokenizer.decode(opening, skip_special_tokens=True) == "Note:"
         assert len(lesson.targets.own) == sum(lesson.is_written)
         assert lesson.ids[-1] in teacher.ends | teacher.line_breaks
+
+
+def test_empty_and_endless_lines_teach_nothing(base: Base, teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    (chunk,) = Document("Bomar likes chess.\n", base[1].tokenizer).windows(random.Random(0), 100)
+    line = base[1].tokenizer(" a cook", add_special_tokens=False)["input_ids"]
+    end = base[1].tokenizer("\n", add_special_tokens=False)["input_ids"]
+    written = [[*line, *end], end, line]
+    monkeypatch.setattr(teacher, "write", lambda rows, seed, stops_at_line_break: written[: len(rows)])
+    (lesson,) = PlainStudy(teacher, base[1], ("note",)).lessons(chunk, random.Random(1), 3)
+    assert base[1].tokenizer.decode(lesson.ids, skip_special_tokens=True) == "Note: a cook\n"
+
+
+@pytest.mark.parametrize("end_with_line", [True, False])
+def test_given_answers_end_as_the_teacher_would_end_them(base: Base, teacher: Teacher, end_with_line: bool) -> None:
+    wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
+    given = GivenQuestions(teacher, base[1], wording, "Bomar likes chess.\n", True, end_with_line)
+    rows = [("row 1", {"q": "What does Bomar like?", "a": "chess"}), ("row 2", {"q": "Who likes chess?", "a": "Bomar"})]
+    for lesson, answer in zip(given.lessons(rows, seed=0), (" chess", " Bomar"), strict=True):
+        written = [token for token, flag in zip(lesson.ids, lesson.is_written, strict=True) if flag]
+        assert base[1].tokenizer.decode(written) == answer + ("" if end_with_line else "</s>")
+        assert len(lesson.targets.own) == len(written)
 
 
 def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
