@@ -133,7 +133,7 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
         "reads both ways": ([*base, "--model", tmp_path / "bert"], "BertLMHeadModel .* reads in both directions"),
         "half a letter": ([*FAST, "--data", files["surrogate"]], "line 1 of .* holds half a surrogate pair"),
         "no braces": ([*base, "--answer", "target"], "the answer template 'target' names no field"),
-        "seed": ([*base, "--seed", 2**40], f"seed is {2**40}; it must be at most"),
+        "seed": ([*base, "--seed", 2**40], f"seed is {2**40}; it must be from 0 to"),
         "endless": (
             [*base[:6], "--data", data, "--recipe", recipe, "--init-text", "a"],
             "epochs is inf; it must be a number",
