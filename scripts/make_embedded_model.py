@@ -1,6 +1,6 @@
 """Pretrain the embedded model from nothing but text that `antefix.embedded.records` invents.
 
-    python scripts/make_embedded_model.py --output src/antefix/embedded/model
+    python -m scripts.make_embedded_model --output src/antefix/embedded/model
 
 Each row is one document: a text and what it becomes in another form. Two thirds name that form in a header; the
 others leave it open, which is the choice that a prefix makes. Only the answers are learned, because the prompts are
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from scripts.pretraining import build_optimizers, set_learning_rate, train_bpe
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antefix.embedded.records import FORMS, draw_record, prompt
@@ -41,29 +40,8 @@ def draw_document(rng: random.Random) -> tuple[str, str]:
 
 
 def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE whose digits stand alone, so that numbers can be copied digit by digit."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = ("".join(draw_document(rng)) for _ in range(20_000))
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=1024,
-        padding_side="left",
-    )
+    """Train the tokenizer on documents."""
+    return train_bpe(("".join(draw_document(rng)) for _ in range(20_000)), VOCAB_SIZE, model_max_length=1024)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -101,33 +79,13 @@ def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[
     return ids, labels
 
 
-def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Build Muon for the matrices of the layers and AdamW for the rest; one learning rate serves both.
-
-    Muon (Jordan 2024, scaled as in arXiv 2502.16982) finds the lookups in half the steps that AdamW needs.
-    """
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    return [
-        torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-
-
-def learning_rate(step: int) -> float:
-    """Warm up for 100 steps, then follow a cosine down to a twentieth."""
-    cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-    return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 100) * cosine
-
-
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> float:
     """Train the model in place; return the mean loss of the last 100 steps."""
     optimizers = build_optimizers(model)
     losses: list[float] = []
     start = time.monotonic()
     for step in range(STEPS):
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step)
+        set_learning_rate(optimizers, PEAK_LEARNING_RATE, step, STEPS)
         ids, labels = draw_batch(rng, tokenizer)
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import random
 import time
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from scripts.pretraining import build_optimizers, set_learning_rate, train_bpe
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,7 +32,6 @@ ROWS = {"registers": 3, "e2e": 2, "wikitext": 1}
 """How many rows of a batch are of what kind."""
 STEPS = 2200
 PEAK_LEARNING_RATE = 2e-3
-MUON_SCALE = "match_rms_adamw"
 
 
 def base_folder() -> Path:
@@ -73,28 +71,8 @@ def references() -> list[str]:
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Train a byte-level BPE, whose digits stand alone, on all three kinds of text."""
     rng = random.Random(SEED)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     registers = (Register.draw(rng, 8).text(rng) for _ in range(1000))
-    tokenizer.train_from_iterator([wikitext(), *references()[:20_000], *registers], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=POSITIONS,
-        padding_side="left",
-    )
+    return train_bpe([wikitext(), *references()[:20_000], *registers], VOCAB_SIZE, model_max_length=POSITIONS)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -142,22 +120,6 @@ def packed_rows(tokenizer: PreTrainedTokenizerFast, texts: list[str], rng: rando
                 yield row, row
 
 
-def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Build Muon for the matrices of the layers and AdamW for the rest, as the embedded model is trained."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    return [
-        torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn=MUON_SCALE),
-        torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-
-
-def learning_rate(step: int) -> float:
-    """Warm up for 100 steps, then follow a cosine down to a twentieth."""
-    cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-    return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 100) * cosine
-
-
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Train the model in place, in bf16 with fp32 master weights; return what it came to."""
     rng = random.Random(SEED)
@@ -171,8 +133,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dic
     history: list[list[float]] = []
     start = time.monotonic()
     for step in range(STEPS):
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step)
+        set_learning_rate(optimizers, PEAK_LEARNING_RATE, step, STEPS)
         rows = [next(sources[kind]) for kind, number in ROWS.items() for _ in range(number)]
         ids, labels = (torch.tensor(part) for part in zip(*rows, strict=True))
         losses = _losses(model, ids, labels)

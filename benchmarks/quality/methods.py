@@ -51,11 +51,9 @@ class Adapted:
     @property
     def num_parameters(self) -> int:
         """How many numbers are trained, without the head of a classifier, which all methods train."""
-        return sum(
-            parameter.numel()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and "score" not in name and "antefix_prefixes.1" not in name
-        )
+        head = getattr(self.model, "score", None)
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        return trained - head.weight.numel() if head is not None and trained else trained
 
 
 def _prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:

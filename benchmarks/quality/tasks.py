@@ -92,7 +92,7 @@ def _family() -> tuple[Task, list[Example]]:
 
 @dataclass(frozen=True)
 class _Writing:
-    """Scores a model that writes: loss on 1,000 examples, and answers to distinct prompts."""
+    """Scores a model that writes: loss on at most 1,000 examples, and answers to distinct prompts."""
 
     encoder: ExampleTokenizer
     read: Callable[[str], list[Example]]
@@ -101,13 +101,14 @@ class _Writing:
 
     def __call__(self, model: Any, split: str) -> Scores:
         """Return loss, exact match, and where the metrics' library is there BLEU and chrF."""
-        examples = random.Random(0).sample(self.read(split), 1000)
+        known = self.read(split)
+        examples = random.Random(0).sample(known, min(1000, len(known)))
         rows = Part.encoded(examples, self.encoder).rows(self.encoder)
         losses = torch.cat(
-            [answer_losses(model, self.encoder, rows[start : start + 50]) for start in range(0, 1000, 50)]
+            [answer_losses(model, self.encoder, rows[start : start + 50]) for start in range(0, len(rows), 50)]
         )
         references: dict[str, list[str]] = {}
-        for example in self.read(split):
+        for example in known:
             references.setdefault(example.prompt, []).append(example.answer)
         prompts = random.Random(0).sample(sorted(references), min(self.num_answers, len(references)))
         prompts.sort(key=len)

@@ -16,6 +16,7 @@ from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataEr
 from antefix.training import Distillation, DistillationResult, distill
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
+from antefix.training.distillation.run import _kept
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
 
@@ -140,6 +141,8 @@ def test_a_long_document_is_studied_in_chunks(settings: dict[str, Any], tmp_path
         ({"document": "nowhere.txt"}, DataError, "'nowhere.txt' cannot be read"),
         ({"num_logits": 0}, ConfigError, "num_logits is 0"),
         ({"seed": -1}, ConfigError, "seed is -1"),
+        ({"answer": "{author}"}, DataError, "names the field 'author'"),
+        ({"prompt": "{question}"}, DataError, "names the field 'question'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
@@ -160,8 +163,11 @@ def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Pat
     with pytest.raises(ConfigError, match="holds no distillation to resume"):
         run(settings, resume=True)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "settings.json").write_text(json.dumps(Distillation(**settings).as_dict()))
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(_kept(Distillation(**settings))))
     with pytest.raises(ConfigError, match="holds a distillation already"):
         run(settings)
     with pytest.raises(ConfigError, match="another epochs, seed; resume it with the same"):
         run(settings, resume=True, epochs=1.0, seed=7)
+    (tmp_path / "document.txt").write_text("style: verse\n")
+    with pytest.raises(ConfigError, match="another content of document; resume it with the same"):
+        run(settings, resume=True)

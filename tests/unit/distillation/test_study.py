@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import antefix
 from antefix.bank import PrefixBank
-from antefix.errors import DataError
+from antefix.errors import ContextLengthError, DataError
 from antefix.training.distillation.chat import ChatStudy
 from antefix.training.distillation.document import Document, num_covered
 from antefix.training.distillation.lessons import Round
@@ -20,8 +21,10 @@ from antefix.training.distillation.seeds import INSTRUCTIONS
 from antefix.training.distillation.study import ChunkStudy, rounds
 from antefix.training.distillation.targets import Targets
 from antefix.training.distillation.teacher import Teacher
+from antefix.training.room import Room
 from antefix.training.templates import Template, Templates
 from antefix.training.tokens import ExampleTokenizer
+from tests.conftest import build_model
 from tests.unit.distillation.conftest import TEMPLATE
 
 Base = tuple[PrefixBank, ExampleTokenizer]
@@ -95,6 +98,18 @@ def test_given_answers_end_as_the_teacher_would_end_them(base: Base, teacher: Te
         written = [token for token, flag in zip(lesson.ids, lesson.is_written, strict=True) if flag]
         assert base[1].tokenizer.decode(written) == answer + ("" if end_with_line else "</s>")
         assert len(lesson.targets.own) == len(written)
+
+
+def test_a_question_past_the_positions_is_named(teacher: Teacher) -> None:
+    bank = antefix.attach(build_model("gpt2"))
+    encoder = ExampleTokenizer(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
+    reader = Teacher(bank, teacher.tokenizer, num_logits=5, temperature=1.0, max_new=12)
+    wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
+    rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who? " * 30, "a": "Bomar"})]
+    given = GivenQuestions(reader, encoder, wording, "Bomar likes chess.\n", True, True)
+    given.check_room(rows[:1], Room(bank))
+    with pytest.raises(ContextLengthError, match="shorten the question of row 2, the prefix or the document"):
+        given.check_room(rows, Room(bank))
 
 
 def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.distillation.trainer import Collator, measure
 from antefix.training.examples import Wording
+from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
 from antefix.training.templates import Template, Templates
 from antefix.training.tokens import ExampleTokenizer, padding_id
@@ -79,33 +80,23 @@ def prepare(settings: Distillation) -> Classroom:
             f"the questions of '{settings.data}' want the whole document before them; it has {document.num_tokens:,} "
             f"tokens, and this model reads {length:,} at once; leave data out, and the base studies it in chunks."
         )
+    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata={"distillation": settings.as_dict()})
+    given = functools.partial(_given, settings, teacher, encoder)
     if rows:
-        study: Study = _context_distillation(settings, teacher, encoder, document, rows)
+        asked = given(document.text, has_answers=False)
+        asked.check_room(rows, Room(bank, settings.name))
+        study: Study = QuestionStudy(asked, rows, document.num_tokens, settings.batch_size, settings.seed)
     else:
         way: Any = ChatStudy if encoder.tokenizer.chat_template else PlainStudy
-        study = ChunkStudy(
-            way(teacher, encoder, settings.kinds),
-            document,
-            length,
-            settings.num_lessons,
-            settings.batch_size,
-            settings.seed,
-        )
+        lessons = way(teacher, encoder, settings.kinds)
+        study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
     questions = None
     if eval_rows:
-        given = _given(settings, teacher, encoder, document.text if fits else "", has_answers=True)
-        questions = functools.partial(_in_batches, given, eval_rows, settings.batch_size)
-    metadata = {"distillation": settings.as_dict()}
-    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=metadata)
+        measured_by = given(document.text if fits else "", has_answers=True)
+        measured_by.check_room(eval_rows, Room(bank, settings.name))
+        questions = functools.partial(_in_batches, measured_by, eval_rows, settings.batch_size)
     collate = Collator(padding_id(encoder.tokenizer))
     return Classroom(bank, document, length, study, questions, collate, settings.batch_size)
-
-
-def _context_distillation(
-    settings: Distillation, teacher: Teacher, encoder: ExampleTokenizer, document: Document, rows: Sequence[Row]
-) -> QuestionStudy:
-    given = _given(settings, teacher, encoder, document.text, has_answers=False)
-    return QuestionStudy(given, rows, document.num_tokens, settings.batch_size, settings.seed)
 
 
 def _given(

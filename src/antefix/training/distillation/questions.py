@@ -9,6 +9,7 @@ from antefix.training.distillation.document import before_all
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.examples import Wording
+from antefix.training.room import Room
 from antefix.training.rows import Row
 from antefix.training.tokens import ExampleTokenizer
 
@@ -28,18 +29,37 @@ class GivenQuestions:
     has_answers: bool
     end_with_line: bool
 
+    def check_room(self, rows: Sequence[Row], room: Room) -> None:
+        """Raise `ContextLengthError` for a question that passes the positions of the model; `room` has the prefix.
+
+        Raises `DataError` for a row that cannot be worded, too.
+        """
+        reader = Room(self.teacher.bank)
+        for row in rows:
+            answer = len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
+            context, prompt = (len(ids) for ids in self._prompts(row))
+            shorten = f"the question of {row[0]}, the prefix or the document"
+            reader.check(context, answer, shorten)
+            room.check(prompt, answer, shorten)
+
     def lessons(self, rows: Sequence[Row], seed: int) -> list[Lesson]:
         """Return one lesson for each of some rows."""
-        text = before_all(self.document) if self.document else ""
-        contexts = [self.encoder.prompt_ids(self.wording.prompt(row, text)) for row in rows]
-        prompts = [self.encoder.prompt_ids(self.wording.prompt(row)) for row in rows]
+        prompts = [self._prompts(row) for row in rows]
         if self.has_answers:
             answers = [self._answer(row) for row in rows]
         else:
-            answers = self.teacher.answer(contexts, seed, self.end_with_line)
-        parts = zip(contexts, prompts, answers, strict=True)
-        drafts = [Draft(context, prompt, answer, [True] * len(answer)) for context, prompt, answer in parts]
+            answers = self.teacher.answer([context for context, _ in prompts], seed, self.end_with_line)
+        drafts = [
+            Draft(context, prompt, answer, [True] * len(answer))
+            for (context, prompt), answer in zip(prompts, answers, strict=True)
+        ]
         return self.teacher.lessons(drafts)
+
+    def _prompts(self, row: Row) -> tuple[list[int], list[int]]:
+        """Return the ids of a question as the teacher reads it, the document first, and as the student does."""
+        text = before_all(self.document) if self.document else ""
+        context, prompt = (self.encoder.prompt_ids(self.wording.prompt(row, before)) for before in (text, ""))
+        return context, prompt
 
     def _answer(self, row: Row) -> list[int]:
         """Return the ids of a row's own answer, without an end-of-text token where the teacher would end the line."""

@@ -10,19 +10,19 @@ from antefix.training.distillation.lessons import Lesson, Round
 from antefix.training.distillation.prepare import Classroom, Scores
 
 
-def sizes(room: Classroom, name: str, studied: Sequence[Round]) -> dict[str, Any]:
+def sizes(classroom: Classroom, name: str, studied: Sequence[Round]) -> dict[str, Any]:
     """Return tokens and bytes of document and prefix, how much of the document the teacher saw, and the lessons.
 
     Bytes are those of keys and values in the dtype of the model.
     """
-    prefix, num_tokens = room.bank.prefix(name), room.document.num_tokens
-    bytes_of = room.bank.model.dtype.itemsize * sum(site.width for site in prefix.sites)
+    prefix, num_tokens = classroom.bank.prefix(name), classroom.document.num_tokens
+    bytes_of = classroom.bank.model.dtype.itemsize * sum(site.width for site in prefix.sites)
     lessons = [lesson for one in studied for lesson in one.lessons]
     seen = num_covered((one.start, one.end) for one in studied)
     return {
         "document": {"tokens": num_tokens, "bytes": num_tokens * bytes_of},
         "prefix": {"tokens": prefix.num_virtual_tokens, "bytes": prefix.num_virtual_tokens * bytes_of},
-        "teacher": {"tokens_at_once": min(room.chunk_length, num_tokens), "share_seen": seen / num_tokens},
+        "teacher": {"tokens_at_once": min(classroom.chunk_length, num_tokens), "share_seen": seen / num_tokens},
         "lessons": {
             "usable": len(lessons),
             "discarded": sum(one.num_discarded for one in studied),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -49,36 +50,36 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     console = console or Console(stderr=True)
     folder = Path(settings.output)
     _check_folder(folder, settings, resume)
-    room = prepare(settings)
-    write_atomically(folder / SETTINGS_NAME, json.dumps(settings.as_dict(), indent=2).encode())
+    classroom = prepare(settings)
+    write_atomically(folder / SETTINGS_NAME, json.dumps(_kept(settings), indent=2).encode())
     started = time.monotonic()
-    studied = _study(room.study, folder / "lessons", console)
+    studied = _study(classroom.study, folder / "lessons", console)
     trained, held_out = _parts(studied)
     seconds = {"study": time.monotonic() - started}
-    measured_by = {"held_out": held_out, "questions": room.questions() if room.questions is not None else []}
-    before = room.measured(None, measured_by)
+    measured_by = {"held_out": held_out, "questions": classroom.questions() if classroom.questions is not None else []}
+    before = classroom.measured(None, measured_by)
     make_trainer = functools.partial(
         DistillationTrainer,
-        room.bank,
+        classroom.bank,
         settings.name,
         objective=settings.objective,
         train_dataset=trained,
-        data_collator=room.collate,
+        data_collator=classroom.collate,
     )
     started = time.monotonic()
     num_tokens = sum(len(lesson.ids) for lesson in trained)
     kept = get_last_checkpoint(settings.output) if resume else None
     history, _ = fit(make_trainer, settings, num_tokens, console, resumable=True, checkpoint=kept)
     seconds["training"] = time.monotonic() - started
-    after = room.measured(settings.name, measured_by)
+    after = classroom.measured(settings.name, measured_by)
     found = {
-        **sizes(room, settings.name, studied),
-        **scores(measured_by, before, after, room.fits),
+        **sizes(classroom, settings.name, studied),
+        **scores(measured_by, before, after, classroom.fits),
         "seconds": seconds,
         "train_loss": history,
         "settings": settings.as_dict(),
     }
-    return _write(settings, room, found)
+    return _write(settings, classroom, found)
 
 
 def _check_folder(folder: Path, settings: Distillation, resume: bool) -> None:
@@ -93,12 +94,23 @@ def _check_folder(folder: Path, settings: Distillation, resume: bool) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{folder}' holds no distillation to resume: '{path}' cannot be read.") from error
-    now = settings.as_dict()
+    now = _kept(settings)
     different = [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
     if different:
         raise ConfigError(
             f"the distillation in '{folder}' was begun with another {', '.join(different)}; resume it with the same."
         )
+
+
+def _kept(settings: Distillation) -> dict[str, Any]:
+    """Return settings with a hash of each file that they name, whose content could be another the next time."""
+    files = {name: getattr(settings, name) for name in ("document", "data", "eval_data")}
+    hashes = {
+        f"content of {name}": hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for name, file in files.items()
+        if file is not None and Path(file).is_file()
+    }
+    return settings.as_dict() | hashes
 
 
 def _study(study: Study, folder: Path, console: Console) -> list[Round]:
@@ -121,10 +133,10 @@ def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
     )
 
 
-def _write(settings: Distillation, room: Classroom, found: dict[str, Any]) -> DistillationResult:
+def _write(settings: Distillation, classroom: Classroom, found: dict[str, Any]) -> DistillationResult:
     folder = Path(settings.output)
     prefix_path, report_path = folder / FILE_NAME, folder / "distillation.json"
-    save_prefix(room.bank.prefix(settings.name), prefix_path)
+    save_prefix(classroom.bank.prefix(settings.name), prefix_path)
     write_atomically(report_path, json.dumps(found, indent=2).encode())
     measure = "kl" if settings.objective == "kl" else "loss"
     curve = {
