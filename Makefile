@@ -17,7 +17,7 @@ INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-
 TEST_VLLM := $(VLLM_BIN)/python -m pytest tests/vllm -W default --disable-warnings --junit-xml $(VLLM_RESULTS)
 VLLM_TABLE := $(VLLM_BIN)/python -m tests.vllm.table $(VLLM_RESULTS) docs/serving.md
 
-.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-serving docs clean
+.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-quality bench-serving docs clean
 
 demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
 	$(BIN)/antefix demo
@@ -53,6 +53,9 @@ lint: .venv/dev.done  ## style, types and the ladder of imports
 
 bench: .venv/dev.done  ## time antefix beside the bare base and PEFT
 	$(BIN)/python -m benchmarks
+
+bench-quality: .venv/dev.done  ## train prefixes beside PEFT's, LoRA and full fine-tuning: several hours
+	$(BIN)/python -m benchmarks.quality
 
 bench-serving: .venv-vllm/done  ## time a server's prefixes beside its bare base and texts in the prompt
 	$(VLLM_BIN)/python -m benchmarks.serving

@@ -1,4 +1,4 @@
-"""What is compared: prefixes of antefix and of PEFT, LoRA, and full fine-tuning; each makes a base trainable."""
+"""What is compared: prefixes of antefix and of PEFT, variants of them, LoRA, and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from transformers import PreTrainedTokenizerBase
 
 import antefix
 from antefix.bank import PrefixBank
+from antefix.initialize import initial_prefix
+from benchmarks.quality.decoupled import decouple
+from benchmarks.quality.scaled import ScaledPrefix
 
 NAME = "p"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to adapt a base, with its own settings and the learning rate that it trains at."""
+    """A way to adapt a base, with its own settings and the learning rate that it trains at.
+
+    With `averaged`, what is measured is the average of the weights over the last steps, each step's counting less by
+    that factor than the next one's.
+    """
 
     kind: str
     learning_rate: float
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What tells this method from all others."""
-        settings = " ".join(f"{name}={value}" for name, value in self.settings.items())
-        return " ".join(part for part in (self.kind, settings, f"lr={self.learning_rate:g}") if part)
+    averaged: float = 0.0
 
     def apply(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Adapted:
         """Make a base trainable in this way."""
-        kinds = {"antefix": _prefix, "peft": _peft_prefix, "lora": _lora, "full": _full, "base": _bare}
-        return kinds[self.kind](model, tokenizer, dict(self.settings))
+        return KINDS[self.kind](model, tokenizer, dict(self.settings))
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,30 @@ def _prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, 
     return Adapted(model, bank)
 
 
+def _scaled_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
+    model.requires_grad_(False)
+    bank = antefix.attach(model)
+    config = antefix.PrefixConfig(num_virtual_tokens=settings.pop("num_virtual_tokens"))
+    initial = initial_prefix(model, tokenizer, config, config.select(bank.sites))
+    model.scaled = ScaledPrefix(initial, config, **settings)
+    bank.add(NAME, model.scaled)
+    bank.activate(NAME)
+    return Adapted(_with_head(model), bank)
+
+
+def _decoupled(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
+    decouple(model)
+    return Adapted(_with_head(model))
+
+
 def _peft_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     return Adapted(get_peft_model(model, PrefixTuningConfig(task_type=_task_type(model), **settings)))
 
 
 def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
-    settings = {"lora_alpha": 2 * settings["r"], **settings}
+    modules = settings.pop("target_modules")
+    settings["target_modules"] = modules if isinstance(modules, str) else list(modules)
+    settings["lora_alpha"] = 2 * settings["r"]
     return Adapted(get_peft_model(model, LoraConfig(task_type=_task_type(model), **settings)))
 
 
@@ -78,6 +97,23 @@ def _full(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, An
 
 def _bare(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     return Adapted(model.requires_grad_(False))
+
+
+KINDS = {
+    "antefix": _prefix,
+    "scaled": _scaled_prefix,
+    "decoupled": _decoupled,
+    "peft": _peft_prefix,
+    "lora": _lora,
+    "full": _full,
+    "base": _bare,
+}
+
+
+def _with_head(model: Any) -> Any:
+    if hasattr(model, "score"):
+        model.score.requires_grad_(True)
+    return model
 
 
 def _task_type(model: Any) -> str:

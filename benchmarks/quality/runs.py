@@ -8,12 +8,15 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.quality.base import CACHE, general_text
+from antefix.storage import write_atomically
+from benchmarks.quality.base import CACHE
+from benchmarks.quality.corpus import general_text
 from benchmarks.quality.methods import Adapted, Method
 from benchmarks.quality.tasks import BATCH_SIZE, STEPS, Task, load
 
@@ -31,19 +34,39 @@ class Run:
     num_examples: int | None = None
     split: str = "test"
 
+    def __str__(self) -> str:
+        settings = " ".join(f"{name}={value}" for name, value in self.method.settings.items())
+        of = f"{self.task} {self.method.kind} {settings} lr={self.method.learning_rate:g} seed={self.seed}"
+        return f"{of} on {self.num_examples or 'all'} examples, {self.split}"
+
+    @property
+    def num_steps(self) -> int:
+        """How many batches it trains on; few examples are not read as often."""
+        return STEPS[self.task] // (1 if self.num_examples is None else 3)
+
     @property
     def file_name(self) -> str:
         """The name of the file of figures: the same for the same run."""
-        whole = json.dumps(asdict(self), sort_keys=True) + str(STEPS[self.task])
+        whole = json.dumps(asdict(self), sort_keys=True) + str(self.num_steps)
         return f"{self.task}-{self.method.kind}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.json"
 
-    def figures(self) -> dict[str, Any] | None:
-        """Return the figures of this run, if it was run."""
-        path = CACHE / "runs" / self.file_name
-        return json.loads(path.read_text()) if path.is_file() else None
+    @property
+    def is_done(self) -> bool:
+        """Whether its figures are there."""
+        return self._file.is_file()
 
-    def execute(self) -> dict[str, Any]:
-        """Train and measure, and keep the figures."""
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of this run; train and measure first, if it was not run."""
+        if not self.is_done:
+            write_atomically(self._file, json.dumps(self._execute(), indent=1).encode())
+        found: dict[str, Any] = json.loads(self._file.read_text())
+        return found
+
+    @property
+    def _file(self) -> Path:
+        return CACHE / "base" / "runs" / self.file_name  # so that figures go with the base they belong to
+
+    def _execute(self) -> dict[str, Any]:
         torch.manual_seed(self.seed)
         task = load(self.task, self.num_examples, self.seed)
         adapted = self.method.apply(task.model, task.encoder.tokenizer)
@@ -51,7 +74,6 @@ class Run:
         curve = learn(self, task, adapted) if adapted.parameters else []
         seconds = time.monotonic() - started
         found = {
-            "run": {**asdict(self), "method": {"name": self.method.name, **asdict(self.method)}},
             "scores": task.score(adapted.model, self.split),
             "parameters": adapted.num_parameters,
             "seconds": round(seconds, 1),
@@ -59,16 +81,14 @@ class Run:
         }
         if self.task == "e2e":
             found["general_loss"] = general_loss(adapted, task.encoder.tokenizer)
-        path = CACHE / "runs" / self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
         return found
 
 
 def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
     """Train with AdamW without decay, 3 % warm-up and a cosine, clipped to 1; return the mean loss of each tenth."""
-    steps, batch_size = STEPS[run.task], BATCH_SIZE[run.task]
+    steps, batch_size = run.num_steps, BATCH_SIZE[run.task]
     optimizer = torch.optim.AdamW(adapted.parameters, lr=run.method.learning_rate, weight_decay=0.0)
+    average = [parameter.detach().clone() for parameter in adapted.parameters] if run.method.averaged else []
     order: list[int] = []
     rng = random.Random(run.seed)
     losses: list[float] = []
@@ -84,8 +104,13 @@ def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
+        for mean, parameter in zip(average, adapted.parameters if average else (), strict=True):
+            mean.lerp_(parameter.detach(), max(1 - run.method.averaged, 1 / (step + 1)))
+    with torch.no_grad():
+        for mean, parameter in zip(average, adapted.parameters if average else (), strict=True):
+            parameter.copy_(mean)
     tenth = max(steps // 10, 1)
-    return [round(sum(losses[start : start + tenth]) / tenth, 4) for start in range(0, steps, tenth)]
+    return [round(sum(losses[start : start + tenth]) / tenth, 4) for start in range(0, steps - tenth + 1, tenth)]
 
 
 def general_loss(adapted: Adapted, tokenizer: Any) -> float:

@@ -1,0 +1,124 @@
+"""Which runs the study has: learning rates are chosen on validation data, and figures are of test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.quality.methods import Method
+from benchmarks.quality.runs import Run
+
+TASKS = ("phonemes", "family", "e2e")
+SEEDS = (0, 1, 2)
+NUM_EXAMPLES = (50, 100, 200, 500)
+LENGTH = {"phonemes": 4, "family": 20, "e2e": 20}
+"""How many virtual tokens a prefix has where nothing else is said; the model of phonemes has only 64 positions."""
+LENGTHS = {"phonemes": (1, 2, 8, 16), "family": (5, 50, 200), "e2e": (5, 50, 200)}
+PEFT_LENGTH = {"phonemes": 12, "family": 20, "e2e": 20}
+"""The length at which PEFT's prefix has as many parameters: of an encoder-decoder it takes the decoder's own alone."""
+EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
+"""The rank at which LoRA on queries and values has as many parameters, or just more."""
+
+FLAT = (3e-3, 1e-2, 3e-2, 1e-1)
+MLP = (3e-4, 1e-3, 3e-3)
+LORA = (1e-3, 3e-3, 1e-2)
+SCALED = (1e-2, 3e-2, 1e-1, 3e-1)
+FULL = (1e-4, 3e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its settings, under the name that it is shown by, and the learning rates it is tried at."""
+
+    name: str
+    kind: str
+    rates: tuple[float, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    averaged: float = 0.0
+
+    def at(self, rate: float) -> Method:
+        """Return the method at a learning rate."""
+        return Method(self.kind, rate, self.settings, self.averaged)
+
+    def tuning(self, task: str) -> list[Run]:
+        """Return the runs that choose the learning rate."""
+        return [Run(task, self.at(rate), split="validation") for rate in self.rates]
+
+    def chosen(self, task: str) -> Method:
+        """Return the method at the learning rate whose loss on validation data is least."""
+        best = min(self.tuning(task), key=lambda run: run.figures()["scores"]["loss"])
+        return best.method
+
+    def finals(self, task: str, num_examples: int | None = None) -> list[Run]:
+        """Return the runs of all seeds, measured on test data; those that choose the rate are to be run before."""
+        seeds = SEEDS if self.rates != (0.0,) else SEEDS[:1]
+        return [Run(task, self.chosen(task), seed, num_examples) for seed in seeds]
+
+
+FULL_TUNING = Contender("full fine-tuning", "full", FULL)
+BASE = Contender("bare base", "base", (0.0,))
+
+
+def prefix(task: str, name: str = "prefix", rates: tuple[float, ...] = FLAT, **settings: Any) -> Contender:
+    """Return the default prefix, or one that differs from it in some settings."""
+    return Contender(name, "antefix", rates, {"num_virtual_tokens": LENGTH[task], **settings})
+
+
+def peft_prefix(task: str) -> Contender:
+    """Return PEFT's prefix with as many parameters."""
+    return Contender("PEFT prefix", "peft", FLAT, {"num_virtual_tokens": PEFT_LENGTH[task]})
+
+
+def lora(task: str) -> Contender:
+    """Return LoRA with about as many parameters as the prefix."""
+    return Contender("LoRA, equal", "lora", LORA, {"r": EQUAL_RANK[task], "target_modules": ("q_proj", "v_proj")})
+
+
+def peers(task: str) -> list[Contender]:
+    """Return what the prefix is held against."""
+    projected = {"num_virtual_tokens": PEFT_LENGTH[task], "prefix_projection": True, "encoder_hidden_size": 512}
+    return [
+        prefix(task),
+        peft_prefix(task),
+        Contender("PEFT prefix, MLP", "peft", MLP, projected),
+        lora(task),
+        Contender("LoRA, r=8 everywhere", "lora", LORA, {"r": 8, "target_modules": "all-linear"}),
+        FULL_TUNING,
+        BASE,
+    ]
+
+
+def settings(task: str) -> list[Contender]:
+    """Return prefixes that differ from the default in one setting."""
+    return [
+        prefix(task, "MLP", MLP, reparameterization="mlp"),
+        prefix(task, "random", init="random"),
+        prefix(task, "zero", init="zero"),
+        prefix(task, "first token trained", num_frozen_tokens=0),
+        *(prefix(task, f"{length} tokens", num_virtual_tokens=length) for length in LENGTHS[task]),
+    ]
+
+
+def variants(task: str) -> list[Contender]:
+    """Return what the literature offers beyond the settings that antefix has."""
+    length = {"num_virtual_tokens": LENGTH[task]}
+    found = [
+        Contender("steps scaled by RMS", "scaled", SCALED, {**length, "by": "rms"}),
+        Contender("values at a third of the rate", "scaled", FLAT, {**length, "by": "values", "factor": 1 / 3}),
+        Contender("values at three times the rate", "scaled", FLAT, {**length, "by": "values", "factor": 3.0}),
+        Contender("gated values", "scaled", FLAT, {**length, "gated": True}),
+        Contender("averaged weights", "antefix", FLAT, length, averaged=0.95),
+        Contender("Prefix-Tuning+", "decoupled", MLP),
+    ]
+    if task == "phonemes":  # its model has one layer of each kind
+        return found
+    return [*found, prefix(task, "upper layers only", layers=(3, 4, 5))]
+
+
+def few_examples(task: str) -> list[Contender]:
+    """Return what is trained on few examples as well."""
+    return [prefix(task), peft_prefix(task), lora(task), FULL_TUNING]
+
+
+GROUPS: dict[str, Callable[[str], Iterable[Contender]]] = {"peers": peers, "settings": settings, "variants": variants}

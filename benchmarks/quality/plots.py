@@ -1,0 +1,110 @@
+"""The plots of the study, in colours that colour-blind readers tell apart and with marks that print keeps apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLES = {
+    "prefix": {"color": "#0072b2", "marker": "o"},
+    "PEFT prefix": {"color": "#d55e00", "marker": "s"},
+    "PEFT prefix, MLP": {"color": "#e69f00", "marker": "v"},
+    "LoRA, equal": {"color": "#009e73", "marker": "^"},
+    "LoRA, r=8 everywhere": {"color": "#56b4e9", "marker": "D"},
+    "full fine-tuning": {"color": "#cc79a7", "marker": "P"},
+}
+"""Okabe & Ito (2008)."""
+LABELS = {"exact_match": "exact match, %", "accuracy": "accuracy, %", "bleu": "BLEU"}
+
+
+def plot_curves(rows: Sequence[Any], path: Path) -> None:
+    """Draw the training loss of every peer, the mean of its seeds, by the share of its steps."""
+    axes = _axes("share of training, %", "training loss")
+    for row in rows:
+        if row.group == "peers" and row.name in STYLES:
+            curve = [mean(values) for values in zip(*(run["curve"] for run in row.runs), strict=True)]
+            axes.plot([10 * (number + 1) for number in range(len(curve))], curve, label=row.name, **STYLES[row.name])
+    _save(axes, path)
+
+
+def plot_parameters(rows: Sequence[Any], metric: str, path: Path) -> None:
+    """Draw quality by the number of trained parameters: the peers, and prefixes of other lengths as a line."""
+    axes = _axes("trained parameters", LABELS[metric])
+    axes.set_xscale("log")
+    lengths = [row for row in rows if row.name.endswith("tokens") or (row.name, row.group) == ("prefix", "peers")]
+    lengths.sort(key=lambda row: row.parameters)
+    axes.plot(*_means(lengths, metric), color=STYLES["prefix"]["color"], linestyle="--", marker=".")
+    for row in rows:
+        if row.group == "peers" and row.name in STYLES:
+            (x,), (y,) = _means([row], metric)
+            values = [value * _factor(metric) for value in row.values(metric)]
+            bars = [[y - min(values)], [max(values) - y]]
+            axes.errorbar([x], [y], bars, label=row.name, linestyle="", **STYLES[row.name])
+    _save(axes, path)
+
+
+def plot_examples(rows: Sequence[Any], metric: str, path: Path) -> None:
+    """Draw quality by the number of examples trained on, with the spread of the seeds."""
+    axes = _axes("examples", LABELS[metric])
+    axes.set_xscale("log")
+    numbers = sorted({row.num_examples for row in rows})
+    axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
+    axes.minorticks_off()
+    for name in dict.fromkeys(row.name for row in rows):
+        of = sorted((row for row in rows if row.name == name), key=lambda row: row.num_examples)
+        values = [[value * _factor(metric) for value in row.values(metric)] for row in of]
+        axes.plot([row.num_examples for row in of], [mean(part) for part in values], label=name, **STYLES[name])
+        low, high = ([end(part) for part in values] for end in (min, max))
+        axes.fill_between([row.num_examples for row in of], low, high, color=STYLES[name]["color"], alpha=0.15)
+    _save(axes, path)
+
+
+def plot_documents(documents: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the loss on questions by how many tokens of a document one of the prefix stands for."""
+    axes = _axes("tokens of the document to one of the prefix", "loss on questions, nats a token")
+    learned = [one for one in documents if one["objective"] == "kl"]
+    ratios = sorted({one["ratio"] for one in learned})
+    axes.set_xscale("log")
+    axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
+    axes.minorticks_off()
+    lines = {
+        "base": ("bare base", ":", ""),
+        "document": ("document in context", "--", ""),
+        "prefix": ("prefix", "-", "o"),
+    }
+    colors = {"base": "#000000", "document": "#009e73", "prefix": "#0072b2"}
+    for of, (label, linestyle, marker) in lines.items():
+        values = [
+            [one["report"]["questions"][of]["loss"] for one in learned if one["ratio"] == ratio] for ratio in ratios
+        ]
+        means = [mean(part) for part in values]
+        axes.plot(ratios, means, label=label, color=colors[of], linestyle=linestyle, marker=marker)
+        if of == "prefix":
+            axes.fill_between(ratios, [min(p) for p in values], [max(p) for p in values], color=colors[of], alpha=0.15)
+    _save(axes, path)
+
+
+def _means(rows: Sequence[Any], metric: str) -> tuple[list[int], list[float]]:
+    return [row.parameters for row in rows], [mean(row.values(metric)) * _factor(metric) for row in rows]
+
+
+def _factor(metric: str) -> float:
+    return 1 if metric == "bleu" else 100
+
+
+def _axes(x: str, y: str) -> Axes:
+    axes = Figure(figsize=(6.4, 3.8), layout="constrained").add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _save(axes: Axes, path: Path) -> None:
+    axes.legend(frameon=False)
+    axes.figure.savefig(path, dpi=150)

@@ -1,0 +1,46 @@
+"""What the page of the study says around its figures."""
+
+INTRODUCTION = """\
+# How good a prefix is
+
+Written by `make bench-quality`. Every contender is tried at several learning rates with one seed, and the one whose
+loss on validation data is least is trained with three seeds and measured on test data; figures are the mean and
+standard deviation of the three. All train as long, with AdamW, no weight decay, 3 % warm-up and a cosine, on the
+same examples in the same order.
+
+Two tasks and the documents have a Llama for their base that is pretrained here, from references of E2E without
+their meaning representations, nine tenths of WikiText-2, and invented text that teaches it to look at its context.
+It is a small model: what holds for it needs not hold for one a thousand times as large. The third task has a real
+BART that spells words in phonemes."""
+
+TASKS = {
+    "phonemes": """\
+A BART that knows American phonemes learns British ones, of words that it has signs for. PEFT's prefix stands in the
+decoder's self-attention alone, so it has three times the tokens for as many parameters. The model has 64 positions,
+which a prefix shares with the word.""",
+    "family": """\
+Tell from a reference of E2E whether the place is said to be good for families, said not to be, or neither. Every
+contender trains the classifier's head beside its own parameters, which are the ones counted.""",
+    "e2e": """\
+Say what a meaning representation of a restaurant says (Novikova et al. 2017). BLEU and chrF are of 200 prompts
+written greedily, the loss is of 1,000 examples.""",
+}
+
+SETTINGS = """\
+The default prefix and others that differ from it in one setting, each at its own best learning rate. Sequences of
+the model of phonemes share 64 positions with the prefix, so it has other lengths than the rest."""
+
+VARIANTS = """\
+Each is tried on the default prefix, at its own best learning rate."""
+
+FEW = """\
+The same learning rates, a third of the steps, and examples drawn by the seed."""
+
+FORGETTING = """\
+Loss on the last tenth of WikiText-2, which the base never read, with what was trained on E2E switched on. A prefix
+or a LoRA that is switched off leaves the base as it was, to the bit; full fine-tuning cannot be switched off."""
+
+DOCUMENTS = """\
+Registers of ten invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself, and
+measured by questions, written independently of the base, whose answers are not in its lessons except by chance.
+Divergence is from the base with the document in its context, in nats a token."""

@@ -1,0 +1,175 @@
+"""The page of the study, written from the JSON of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.quality import prose
+from benchmarks.quality.plots import plot_curves, plot_documents, plot_examples, plot_parameters
+
+TITLES = {"phonemes": "British phonemes", "family": "Family friendly", "e2e": "E2E"}
+METRICS = {
+    "phonemes": ("exact_match", "loss"),
+    "family": ("accuracy", "loss"),
+    "e2e": ("bleu", "chrf", "loss"),
+}
+"""What is shown of each task, the headline first."""
+NAMES = {"exact_match": "exact match", "accuracy": "accuracy", "bleu": "BLEU", "chrf": "chrF", "loss": "loss"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender on a task: its figures on test data, one of each seed."""
+
+    name: str
+    group: str
+    num_examples: int | None
+    learning_rate: float
+    parameters: int
+    runs: Sequence[dict[str, Any]]
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric of every seed."""
+        return [run["scores"][metric] for run in self.runs]
+
+    def shown(self, metric: str) -> str:
+        """Return mean and spread of a metric as the page shows them."""
+        return spread(self.values(metric), 100 if metric in ("exact_match", "accuracy") else 1)
+
+
+def write_page(page: Path, figures: Path) -> None:
+    """Write the page and its plots, with what was measured."""
+    found = json.loads(figures.read_text())
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    rows = {task: rows_of(found, task) for task in TITLES}
+    parts = [prose.INTRODUCTION, _environment(found)]
+    for task in TITLES:
+        parts += _task(task, rows[task], images)
+    for group, title, text in (
+        ("settings", "Settings of a prefix", prose.SETTINGS),
+        ("variants", "What the literature offers", prose.VARIANTS),
+    ):
+        parts += [f"## {title}", text, _across(rows, group)]
+    parts += ["## Few examples", prose.FEW]
+    for task in TITLES:
+        parts += _few(task, [row for row in rows[task] if row.group == "few"], images)
+    parts += ["## Forgetting", prose.FORGETTING, _forgetting(rows["e2e"])]
+    plot_documents(found["documents"], images / "quality-documents.png")
+    parts += ["## Distilled documents", prose.DOCUMENTS, _documents(found["documents"])]
+    parts.append("![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)")
+    page.write_text("\n\n".join(parts) + "\n")
+
+
+def _task(task: str, rows: Sequence[Row], images: Path) -> list[str]:
+    curves, parameters = (f"quality-{task}-{what}.png" for what in ("curves", "parameters"))
+    plot_curves(rows, images / curves)
+    plot_parameters(rows, METRICS[task][0], images / parameters)
+    return [
+        f"## {TITLES[task]}",
+        prose.TASKS[task],
+        _table(task, [row for row in rows if row.group == "peers"]),
+        f"![{TITLES[task]}: training loss by step](images/{curves})",
+        f"![{TITLES[task]}: quality by number of trained parameters](images/{parameters})",
+    ]
+
+
+def rows_of(found: dict[str, Any], task: str) -> list[Row]:
+    """Return a task's contenders in the order of the plan."""
+    grouped: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        if run["task"] == task and run["split"] == "test":
+            grouped.setdefault((run["contender"], run["group"], run["num_examples"]), []).append(run)
+    return [
+        Row(name, group, number, runs[0]["method"]["learning_rate"], runs[0]["parameters"], runs)
+        for (name, group, number), runs in grouped.items()
+    ]
+
+
+def spread(values: Sequence[float], factor: float = 1) -> str:
+    """Return mean and standard deviation."""
+    of = [value * factor for value in values]
+    digits = 1 if mean(of) > 10 else 3
+    return f"{mean(of):.{digits}f}" + (f" ± {stdev(of):.{digits}f}" if len(of) > 1 else "")
+
+
+def _environment(found: dict[str, Any]) -> str:
+    of, base = found["environment"], found["base"]
+    versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
+    return (
+        f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}; commit {of['commit']}. The "
+        f"base has {base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes."
+    )
+
+
+def _table(task: str, rows: Sequence[Row]) -> str:
+    metrics = METRICS[task]
+    head = ["", "parameters", "learning rate", *(NAMES[metric] for metric in metrics)]
+    lines = [
+        [row.name, f"{row.parameters:,}", f"{row.learning_rate:g}" if row.parameters else "", *map(row.shown, metrics)]
+        for row in rows
+    ]
+    return table(head, lines)
+
+
+def _across(rows: dict[str, list[Row]], group: str) -> str:
+    """Show one group of contenders on all tasks, below the default prefix."""
+    by = {(task, row.name): row for task in TITLES for row in rows[task] if row.group in ("peers", group)}
+    names = dict.fromkeys(row.name for task in TITLES for row in rows[task] if row.group == group)
+    head = [""]
+    for task, title in TITLES.items():
+        head += [f"{title}: {NAMES[METRICS[task][0]]}", "loss"]
+    lines = []
+    for name in ("prefix", *names):
+        cells = [name]
+        for task in TITLES:
+            row = by.get((task, name))
+            cells += [row.shown(METRICS[task][0]), row.shown("loss")] if row else ["", ""]
+        lines.append(cells)
+    return table(head, lines)
+
+
+def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
+    picture = f"quality-{task}-examples.png"
+    plot_examples(rows, METRICS[task][0], images / picture)
+    numbers = sorted({row.num_examples for row in rows if row.num_examples})
+    by = {(row.name, row.num_examples): row for row in rows}
+    lines = [
+        [name, *(by[name, number].shown(METRICS[task][0]) for number in numbers)]
+        for name in dict.fromkeys(row.name for row in rows)
+    ]
+    return [
+        table([f"{TITLES[task]}: {NAMES[METRICS[task][0]]}", *map(str, numbers)], lines),
+        f"![{TITLES[task]}: quality by number of examples](images/{picture})",
+    ]
+
+
+def _forgetting(rows: Sequence[Row]) -> str:
+    shown = [row for row in rows if row.group in ("peers", "settings")]
+    lines = [[row.name, spread([run["general_loss"] for run in row.runs])] for row in shown]
+    return table(["trained on E2E", "loss on WikiText-2"], lines)
+
+
+def _documents(documents: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for ratio, objective in dict.fromkeys((one["ratio"], one["objective"]) for one in documents):
+        found = [one["report"] for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]
+        tokens = spread([one["prefix"]["tokens"] for one in found])
+        losses = {of: [one["questions"][of]["loss"] for one in found] for of in ("base", "document", "prefix")}
+        above = [100 * (p / d - 1) for p, d in zip(losses["prefix"], losses["document"], strict=True)]
+        kls = [one["questions"]["prefix"]["kl"] for one in found]
+        lines.append(
+            [f"1/{ratio}", objective, tokens, *map(spread, losses.values()), f"{spread(above)} %", spread(kls)]
+        )
+    head = ["tokens kept", "objective", "tokens", "bare base", "document", "prefix", "above document", "divergence"]
+    return table(head, lines)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
