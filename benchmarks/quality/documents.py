@@ -20,7 +20,14 @@ NUM_PEOPLE = 18
 SEEDS = (0, 1, 2)
 RATIOS = (5, 10, 20, 40)
 """How many tokens of the document there are to each of the prefix."""
-LESSONS = {"num_lessons": 1500, "max_new_tokens": 30, "kinds": ("question",), "temperature": 1.0, "epochs": 4.0}
+LESSONS = {
+    "num_lessons": 1500,
+    "max_new_tokens": 30,
+    "kinds": ("question",),
+    "temperature": 1.0,
+    "epochs": 10.0,
+    "learning_rate": 0.05,
+}
 
 
 @dataclass(frozen=True)
