@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from scripts.pretraining import build_optimizers, set_learning_rate, train_bpe
+from scripts.pretraining import build_optimizers, padded, set_learning_rate, train_bpe
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from antefix.embedded.records import FORMS, draw_record, prompt
@@ -65,18 +65,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def draw_batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and labels `(BATCH_SIZE, longest)`, padded on the right; prompts carry no label."""
+    documents = [draw_document(rng) for _ in range(BATCH_SIZE)]
     rows = [
-        [tokenizer(part, add_special_tokens=False)["input_ids"] for part in draw_document(rng)]
-        for _ in range(BATCH_SIZE)
+        (
+            tokenizer(question, add_special_tokens=False)["input_ids"],
+            tokenizer(answer, add_special_tokens=False)["input_ids"],
+        )
+        for question, answer in documents
     ]
-    longest = max(len(question) + len(answer) for question, answer in rows)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), longest), -100)
-    for number, (question, answer) in enumerate(rows):
-        end = len(question) + len(answer)
-        ids[number, :end] = torch.tensor(question + answer)
-        labels[number, len(question) : end] = torch.tensor(answer)
-    return ids, labels
+    return padded(rows, tokenizer.pad_token_id)
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> float:

@@ -1,9 +1,9 @@
-"""What the small models of this repository are pretrained with: a tokenizer, optimizers and a schedule."""
+"""What the small models of this repository are pretrained with: a tokenizer, batches, optimizers and a schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -33,6 +33,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int) -> P
         model_max_length=model_max_length,
         padding_side="left",
     )
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and labels `(row, longest)`, padded on the right, of rows that only learn their second part."""
+    longest = max(len(prompt) + len(told) for prompt, told in rows)
+    ids = torch.full((len(rows), longest), pad_token_id)
+    labels = torch.full((len(rows), longest), -100)
+    for number, (prompt, told) in enumerate(rows):
+        end = len(prompt) + len(told)
+        ids[number, :end] = torch.tensor(prompt + told)
+        labels[number, len(prompt) : end] = torch.tensor(told)
+    return ids, labels
 
 
 def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:

@@ -1,6 +1,7 @@
 """Study how good prefixes are: `python -m benchmarks.quality` writes figures and a page; `--help` has its options.
 
-Every run is kept in the folder `cache`, so that a study that was interrupted goes on where it was.
+Every run is kept in the folder `cache`, so that a study that was interrupted goes on where it was; delete it
+after changing the code of a method or a task, which the names of the files do not tell.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
-import torch
 from scripts.make_embedded_model import draw_document
-from scripts.pretraining import train_bpe
+from scripts.pretraining import padded, train_bpe
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -80,14 +79,7 @@ class Corpus:
         rows: list[Row] = []
         while not rows or sum(len(prompt) + len(told) for prompt, told in rows) < BATCH_TOKENS * 0.9:
             rows.append(self._draw[kind](progress))
-        longest = max(len(prompt) + len(told) for prompt, told in rows)
-        ids = torch.full((len(rows), longest), self._tokenizer.pad_token_id)
-        labels = torch.full((len(rows), longest), -100)
-        for number, (prompt, told) in enumerate(rows):
-            end = len(prompt) + len(told)
-            ids[number, :end] = torch.tensor(prompt + told)
-            labels[number, len(prompt) : end] = torch.tensor(told)
-        return ids, labels
+        return padded(rows, self._tokenizer.pad_token_id)
 
     def _register(self, progress: float) -> Row:
         register = Register.draw(self._rng, self._rng.randint(2, 4 + round(14 * min(1.0, progress / 0.7))))

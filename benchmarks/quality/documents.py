@@ -1,7 +1,8 @@
-"""Registers of invented people, distilled into fewer tokens, measured by questions that the base never saw."""
+"""Registers of invented people, distilled into fewer tokens, measured by questions drawn apart from the lessons."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ class Distilled:
 
     @property
     def file_name(self) -> str:
-        """The name of its folder."""
-        return f"register-{self.seed}-{self.ratio}-{self.objective}"
+        """The name of its folder: another one with other lessons."""
+        lessons = hashlib.sha256(json.dumps(LESSONS, sort_keys=True).encode()).hexdigest()[:8]
+        return f"register-{self.seed}-{self.ratio}-{self.objective}-{lessons}"
 
     def __str__(self) -> str:
         return self.file_name

@@ -10,7 +10,7 @@ same examples in the same order.
 
 Two tasks and the documents have a Llama for their base that is pretrained here, from references of E2E without
 their meaning representations, nine tenths of WikiText-2, and invented text that teaches it to look at its context.
-It is a small model: what holds for it needs not hold for one a thousand times as large. The third task has a real
+It is a small model: what holds for it need not hold for one a thousand times as large. The third task has a real
 BART that spells words in phonemes."""
 
 TASKS = {
@@ -41,6 +41,7 @@ Loss on the last tenth of WikiText-2, which the base never read, with what was t
 or a LoRA that is switched off leaves the base as it was, to the bit; full fine-tuning cannot be switched off."""
 
 DOCUMENTS = """\
-Registers of ten invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself, and
-measured by questions, written independently of the base, whose answers are not in its lessons except by chance.
+Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself, and
+measured by questions drawn without the base. The base asks in the same three wordings, so lessons may hold the same
+questions: what is measured is whether the prefix answers for the document, not whether it goes beyond its lessons.
 Divergence is from the base with the document in its context, in nats a token."""
