@@ -50,12 +50,13 @@ def main() -> None:
 
 
 def study(task: str, groups: Sequence[str], workers: int) -> list[dict[str, Any]]:
-    """Run what was not run yet of a task, and return all figures."""
-    contenders = {group: list(of(task)) for group, of in GROUPS.items() if group in groups}
-    everyone = [contender for part in contenders.values() for contender in part]
-    run_all([run for contender in everyone for run in contender.tuning(task)], workers)
-    run_all([run for contender in everyone for run in contender.finals(task)], workers)
-    found = [entry for group, part in contenders.items() for one in part for entry in entries(one, task, group)]
+    """Run what was not run yet of a task, and return all figures; the groups come in order, as peers choose rates."""
+    found = []
+    for group in (group for group in GROUPS if group in groups):
+        contenders = list(GROUPS[group](task))
+        run_all([run for contender in contenders for run in contender.tuning(task)], workers)
+        run_all([run for contender in contenders for run in contender.finals(task)], workers)
+        found += [entry for contender in contenders for entry in entries(contender, task, group)]
     if "few" in groups:
         few = [(contender, number) for contender in few_examples(task) for number in NUM_EXAMPLES]
         run_all([run for contender in few_examples(task) for run in contender.tuning(task)], workers)

@@ -20,10 +20,10 @@ PEFT_LENGTH = {"phonemes": 12, "family": 20, "e2e": 20}
 EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
 """The rank at which LoRA on queries and values has as many parameters, or just more."""
 
-FLAT = (3e-3, 1e-2, 3e-2, 1e-1)
+FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 MLP = (3e-4, 1e-3, 3e-3)
 LORA = (1e-3, 3e-3, 1e-2)
-SCALED = (1e-2, 3e-2, 1e-1, 3e-1)
+SCALED = (3e-2, 1e-1, 3e-1)
 FULL = (1e-4, 3e-4, 1e-3)
 
 
@@ -65,6 +65,12 @@ def prefix(task: str, name: str = "prefix", rates: tuple[float, ...] = FLAT, **s
     return Contender(name, "antefix", rates, {"num_virtual_tokens": LENGTH[task], **settings})
 
 
+def near(task: str) -> tuple[float, ...]:
+    """Return the default prefix's learning rate and those on either side of it; peers are to be run before."""
+    number = FLAT.index(prefix(task).chosen(task).learning_rate)
+    return FLAT[max(number - 1, 0) : number + 2]
+
+
 def peft_prefix(task: str) -> Contender:
     """Return PEFT's prefix with as many parameters."""
     return Contender("PEFT prefix", "peft", FLAT, {"num_virtual_tokens": PEFT_LENGTH[task]})
@@ -90,30 +96,31 @@ def peers(task: str) -> list[Contender]:
 
 
 def settings(task: str) -> list[Contender]:
-    """Return prefixes that differ from the default in one setting."""
+    """Return prefixes that differ from the default in one setting; peers are to be run before."""
+    rates = near(task)
     return [
         prefix(task, "MLP", MLP, reparameterization="mlp"),
-        prefix(task, "random", init="random"),
-        prefix(task, "zero", init="zero"),
-        prefix(task, "first token trained", num_frozen_tokens=0),
-        *(prefix(task, f"{length} tokens", num_virtual_tokens=length) for length in LENGTHS[task]),
+        prefix(task, "random", rates, init="random"),
+        prefix(task, "zero", rates, init="zero"),
+        prefix(task, "first token trained", rates, num_frozen_tokens=0),
+        *(prefix(task, f"{length} tokens", rates, num_virtual_tokens=length) for length in LENGTHS[task]),
     ]
 
 
 def variants(task: str) -> list[Contender]:
-    """Return what the literature offers beyond the settings that antefix has."""
-    length = {"num_virtual_tokens": LENGTH[task]}
+    """Return what the literature offers beyond the settings that antefix has; peers are to be run before."""
+    length, rates = {"num_virtual_tokens": LENGTH[task]}, near(task)
     found = [
         Contender("steps scaled by RMS", "scaled", SCALED, {**length, "by": "rms"}),
-        Contender("values at a third of the rate", "scaled", FLAT, {**length, "by": "values", "factor": 1 / 3}),
-        Contender("values at three times the rate", "scaled", FLAT, {**length, "by": "values", "factor": 3.0}),
-        Contender("gated values", "scaled", FLAT, {**length, "gated": True}),
-        Contender("averaged weights", "antefix", FLAT, length, averaged=0.95),
+        Contender("values at a third of the rate", "scaled", rates, {**length, "by": "values", "factor": 1 / 3}),
+        Contender("values at three times the rate", "scaled", rates, {**length, "by": "values", "factor": 3.0}),
+        Contender("gated values", "scaled", rates, {**length, "gated": True}),
+        Contender("averaged weights", "antefix", rates, length, averaged=0.95),
         Contender("Prefix-Tuning+", "decoupled", MLP),
     ]
     if task == "phonemes":  # its model has one layer of each kind
         return found
-    return [*found, prefix(task, "upper layers only", layers=(3, 4, 5))]
+    return [*found, prefix(task, "upper layers only", rates, layers=(3, 4, 5))]
 
 
 def few_examples(task: str) -> list[Contender]:

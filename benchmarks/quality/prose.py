@@ -23,15 +23,16 @@ Tell from a reference of E2E whether the place is said to be good for families, 
 contender trains the classifier's head beside its own parameters, which are the ones counted.""",
     "e2e": """\
 Say what a meaning representation of a restaurant says (Novikova et al. 2017). BLEU and chrF are of 200 prompts
-written greedily, the loss is of 1,000 examples.""",
+written greedily, the loss is of 500 examples.""",
 }
 
 SETTINGS = """\
-The default prefix and others that differ from it in one setting, each at its own best learning rate. Sequences of
+The default prefix and others that differ from it in one setting, each at its own best learning rate of the three
+around the default's. Sequences of
 the model of phonemes share 64 positions with the prefix, so it has other lengths than the rest."""
 
 VARIANTS = """\
-Each is tried on the default prefix, at its own best learning rate."""
+Each is tried on the default prefix, at its own best learning rate of three."""
 
 FEW = """\
 The same learning rates, a third of the steps, and examples drawn by the seed."""
