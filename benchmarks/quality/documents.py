@@ -1,4 +1,4 @@
-"""Registers of invented people, distilled into fewer tokens, measured by questions drawn apart from the lessons."""
+"""Registers of invented people, distilled into fewer tokens, measured by questions in words that no lesson has."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LESSONS = {
     "max_new_tokens": 30,
     "kinds": ("question",),
     "temperature": 1.0,
-    "epochs": 10.0,
-    "learning_rate": 0.05,
+    "epochs": 20.0,
+    "learning_rate": 0.1,
 }
 
 
@@ -81,10 +81,9 @@ class Distilled:
         """Write the document and questions about it."""
         folder = CACHE / "base" / "documents" / "texts" / self.file_name
         folder.mkdir(parents=True, exist_ok=True)
-        rng = random.Random(f"register {self.seed}")
-        register = Register.draw(rng, NUM_PEOPLE)
+        register = Register.draw(random.Random(f"register {self.seed}"), NUM_PEOPLE)
         (folder / "register.txt").write_text(register.text)
-        asked = [{"question": q, "answer": a} for _ in range(3) for q, a in register.questions(rng)]
+        asked = [{"question": question, "answer": answer} for question, answer in register.held_out()]
         (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
         return folder / "register.txt", folder / "questions.jsonl"
 

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 import antefix
-from antefix.bank import PrefixBank
 from antefix.initialize import initial_prefix
 from benchmarks.quality.decoupled import decouple
 from benchmarks.quality.scaled import ScaledPrefix
 
 NAME = "p"
+HEAD_RATE = 1e-3
+"""The learning rate of a classifier's head, which a prefix's own rate would throw off."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that can be trained and its bank, if it has one."""
+    """A model that can be trained; a classifier's head trains at `HEAD_RATE`, or with `one_rate` as all the rest."""
 
     model: Any
-    bank: PrefixBank | None = None
+    one_rate: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -50,29 +51,55 @@ class Adapted:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
+    def head(self) -> list[nn.Parameter]:
+        """What is trained of a classifier's head."""
+        if not hasattr(self.model, "score"):
+            return []
+        shape = self.model.score.weight.shape  # (label, hidden), which nothing else has
+        return [parameter for parameter in self.parameters if parameter.shape == shape]
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return what is trained by learning rate, as an optimiser takes it."""
+        if self.one_rate:
+            return [{"params": self.parameters, "lr": learning_rate}]
+        head = {id(parameter) for parameter in self.head}
+        rest = [parameter for parameter in self.parameters if id(parameter) not in head]
+        return [{"params": rest, "lr": learning_rate}, {"params": self.head, "lr": HEAD_RATE}]
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers are trained, without the head of a classifier, which all methods train."""
-        head = getattr(self.model, "score", None)
-        trained = sum(parameter.numel() for parameter in self.parameters)
-        return trained - head.weight.numel() if head is not None and trained else trained
+        return sum(parameter.numel() for parameter in self.parameters) - sum(part.numel() for part in self.head)
 
 
 def _prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     bank = antefix.attach(model)
     heads = ("score",) if hasattr(model, "score") else ()
+    one_rate = settings.pop("one_rate", False)
     bank.add(NAME, antefix.PrefixConfig(**settings, trainable_modules=heads), tokenizer=tokenizer)
-    return Adapted(model, bank)
+    return Adapted(model, one_rate)
+
+
+def _deep_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
+    adapted = _prefix(model, tokenizer, {**settings, "reparameterization": "mlp"})
+    for encoder in model.modules():
+        if isinstance(encoder, antefix.PrefixEncoder):
+            first, activation, last = encoder.transform
+            width = first.out_features
+            encoder.transform = nn.Sequential(first, activation, nn.Linear(width, width), nn.Tanh(), last)
+    return adapted
 
 
 def _scaled_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     model.requires_grad_(False)
     bank = antefix.attach(model)
-    config = antefix.PrefixConfig(num_virtual_tokens=settings.pop("num_virtual_tokens"))
+    of_config = {name: settings.pop(name) for name in ("num_virtual_tokens", "num_frozen_tokens") if name in settings}
+    config = antefix.PrefixConfig(**of_config)
     initial = initial_prefix(model, tokenizer, config, config.select(bank.sites))
     model.scaled = ScaledPrefix(initial, config, **settings)
     bank.add(NAME, model.scaled)
     bank.activate(NAME)
-    return Adapted(_with_head(model), bank)
+    return Adapted(_with_head(model))
 
 
 def _decoupled(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
@@ -101,6 +128,7 @@ def _bare(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, An
 
 KINDS = {
     "antefix": _prefix,
+    "deep": _deep_prefix,
     "scaled": _scaled_prefix,
     "decoupled": _decoupled,
     "peft": _peft_prefix,

@@ -15,6 +15,12 @@ NUM_EXAMPLES = (50, 100, 200, 500)
 LENGTH = {"phonemes": 4, "family": 20, "e2e": 20}
 """How many virtual tokens a prefix has where nothing else is said; the model of phonemes has only 64 positions."""
 LENGTHS = {"phonemes": (1, 2, 8, 16), "family": (5, 50, 200), "e2e": (5, 50, 200)}
+ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
+    "phonemes": ("cross-attention only", {"num_virtual_tokens": 12, "sites": ("cross",)}),
+    "family": ("upper half only", {"num_virtual_tokens": 40, "layers": (3, 4, 5)}),
+    "e2e": ("upper half only", {"num_virtual_tokens": 40, "layers": (3, 4, 5)}),
+}
+"""Prefixes with as many parameters at some sites only."""
 PEFT_LENGTH = {"phonemes": 12, "family": 20, "e2e": 20}
 """The length at which PEFT's prefix has as many parameters: of an encoder-decoder it takes the decoder's own alone."""
 EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
@@ -62,7 +68,7 @@ BASE = Contender("bare base", "base", (0.0,))
 
 def prefix(task: str, name: str = "prefix", rates: tuple[float, ...] = FLAT, **settings: Any) -> Contender:
     """Return the default prefix, or one that differs from it in some settings."""
-    return Contender(name, "antefix", rates, {"num_virtual_tokens": LENGTH[task], **settings})
+    return Contender(name, "antefix", rates, {"num_virtual_tokens": LENGTH[task], "num_frozen_tokens": 0, **settings})
 
 
 def near(task: str) -> tuple[float, ...]:
@@ -98,29 +104,31 @@ def peers(task: str) -> list[Contender]:
 def settings(task: str) -> list[Contender]:
     """Return prefixes that differ from the default in one setting; peers are to be run before."""
     rates = near(task)
-    return [
+    found = [
         prefix(task, "MLP", MLP, reparameterization="mlp"),
         prefix(task, "random", rates, init="random"),
         prefix(task, "zero", rates, init="zero"),
-        prefix(task, "first token trained", rates, num_frozen_tokens=0),
+        prefix(task, "first token frozen", rates, num_frozen_tokens=1),
         *(prefix(task, f"{length} tokens", rates, num_virtual_tokens=length) for length in LENGTHS[task]),
     ]
+    if task == "family":
+        found.append(prefix(task, "head at the same rate", one_rate=True))
+    return found
 
 
 def variants(task: str) -> list[Contender]:
     """Return what the literature offers beyond the settings that antefix has; peers are to be run before."""
-    length, rates = {"num_virtual_tokens": LENGTH[task]}, near(task)
-    found = [
-        Contender("steps scaled by RMS", "scaled", SCALED, {**length, "by": "rms"}),
-        Contender("values at a third of the rate", "scaled", rates, {**length, "by": "values", "factor": 1 / 3}),
-        Contender("values at three times the rate", "scaled", rates, {**length, "by": "values", "factor": 3.0}),
-        Contender("gated values", "scaled", rates, {**length, "gated": True}),
-        Contender("averaged weights", "antefix", rates, length, averaged=0.95),
+    usual, rates = prefix(task).settings, near(task)
+    return [
+        Contender("steps scaled by RMS", "scaled", SCALED, {**usual, "by": "rms"}),
+        Contender("values at a third of the rate", "scaled", rates, {**usual, "by": "values", "factor": 1 / 3}),
+        Contender("values at three times the rate", "scaled", rates, {**usual, "by": "values", "factor": 3.0}),
+        Contender("gated values", "scaled", rates, {**usual, "gated": True}),
+        Contender("averaged weights", "antefix", rates, usual, averaged=0.95),
+        Contender("MLP of three layers", "deep", MLP, usual),
         Contender("Prefix-Tuning+", "decoupled", MLP),
+        prefix(task, ELSEWHERE[task][0], rates, **ELSEWHERE[task][1]),
     ]
-    if task == "phonemes":  # its model has one layer of each kind
-        return found
-    return [*found, prefix(task, "upper layers only", rates, layers=(3, 4, 5))]
 
 
 def few_examples(task: str) -> list[Contender]:

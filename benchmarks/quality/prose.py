@@ -20,7 +20,7 @@ decoder's self-attention alone, so it has three times the tokens for as many par
 which a prefix shares with the word.""",
     "family": """\
 Tell from a reference of E2E whether the place is said to be good for families, said not to be, or neither. Every
-contender trains the classifier's head beside its own parameters, which are the ones counted.""",
+contender trains the classifier's head beside its own parameters, which are the ones counted, at a rate of 0.001.""",
     "e2e": """\
 Say what a meaning representation of a restaurant says (Novikova et al. 2017). BLEU and chrF are of 200 prompts
 written greedily, the loss is of 500 examples.""",
@@ -43,6 +43,5 @@ or a LoRA that is switched off leaves the base as it was, to the bit; full fine-
 
 DOCUMENTS = """\
 Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself, and
-measured by questions drawn without the base. The base asks in the same three wordings, so lessons may hold the same
-questions: what is measured is whether the prefix answers for the document, not whether it goes beyond its lessons.
-Divergence is from the base with the document in its context, in nats a token."""
+measured by 72 questions in four wordings that the base has never read; with the register in its context it answers
+them, nevertheless. Divergence is from the base with the document in its context, in nats a token."""

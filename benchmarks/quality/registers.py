@@ -13,6 +13,8 @@ from antefix.embedded.records import draw_record
 
 LINE = "{name} {town} {job} {likes} {age}"
 QUESTIONS = ("Who is {name}?", "What is known of {name}?", "Tell of {name}.")
+HELD_OUT = ("What of {name}?", "Who was {name}?", "Tell me of {name}.", "What do you know of {name}?")
+"""Wordings that the base has never read, and can answer with the register in its context."""
 
 Question = tuple[str, str]
 """A question and the answer to it."""
@@ -41,9 +43,9 @@ class Register:
         lines = "".join(f"- {LINE.format(**person)}\n" for person in self.people)
         return f"Register: name town work liking age\n{lines}\n"
 
-    def questions(self, rng: random.Random) -> list[Question]:
-        """Return one question about each person, in the order of the document, each worded in one of three ways."""
-        return [(rng.choice(QUESTIONS).format(**person), LINE.format(**person)) for person in self.people]
+    def held_out(self) -> list[Question]:
+        """Return questions about each person in words that the base has never read."""
+        return [(words.format(**person), LINE.format(**person)) for person in self.people for words in HELD_OUT]
 
     def sections(self, rng: random.Random, number: int) -> str:
         """Return questions with their answers, notes and summaries in random order."""

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class Run:
 def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
     """Train with AdamW without decay, 3 % warm-up and a cosine, clipped to 1; return the mean loss of each tenth."""
     steps, batch_size = run.num_steps, BATCH_SIZE[run.task]
-    optimizer = torch.optim.AdamW(adapted.parameters, lr=run.method.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(adapted.groups(run.method.learning_rate), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_schedule, steps=steps))
     average = [parameter.detach().clone() for parameter in adapted.parameters] if run.method.averaged else []
     order: list[int] = []
     rng = random.Random(run.seed)
@@ -97,11 +99,11 @@ def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
         while len(order) < batch_size:
             order += rng.sample(range(len(task.trained)), len(task.trained))
         rows, order = [task.trained[number] for number in order[:batch_size]], order[batch_size:]
-        optimizer.param_groups[0]["lr"] = run.method.learning_rate * _schedule(step, steps)
         loss = adapted.model(**task.collate(rows)).loss
         loss.backward()
         nn.utils.clip_grad_norm_(adapted.parameters, 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         for mean, parameter in zip(average, adapted.parameters if average else (), strict=True):
