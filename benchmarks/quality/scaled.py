@@ -60,6 +60,4 @@ def _sizes(site: Site) -> tuple[int, int]:
 def _trained(num_virtual_tokens: int, sites: Sequence[Site], config: PrefixConfig) -> torch.Tensor:
     """Return 1 where a number may move, 0 where the config freezes it, `(token, width)`."""
     token = torch.arange(num_virtual_tokens)[:, None]
-    return torch.cat(
-        [(token >= config.frozen_tokens(site.kind)).float().expand(-1, site.width) for site in sites], dim=1
-    )
+    return torch.cat([(token >= config.num_frozen_tokens).float().expand(-1, site.width) for site in sites], dim=1)

@@ -16,9 +16,8 @@ class PrefixConfig:
 
     `sites` are the kinds of attention it stands at; None means all, but where a decoder has towers for images or
     sounds, the decoder alone. `layers` restricts it to these layer numbers. `num_frozen_tokens` first tokens keep the
-    values they start with; None freezes one, the attention sink, at causal self-attention initialised from text, and
-    none elsewhere. `trainable_modules` names modules of the base model, such as a classification head, of which the
-    prefix trains copies of its own.
+    values they start with. `trainable_modules` names modules of the base model, such as a classification head, of which
+    the prefix trains copies of its own.
     """
 
     num_virtual_tokens: int = 32
@@ -28,7 +27,7 @@ class PrefixConfig:
     encoder_hidden_size: int = 512
     init: Literal["text", "random", "zero"] = "text"
     init_text: str | None = None
-    num_frozen_tokens: int | None = None
+    num_frozen_tokens: int = 0
     dropout: float = 0.0
     trainable_modules: Sequence[str] = ()
 
@@ -53,8 +52,7 @@ class PrefixConfig:
             raise ConfigError(f"init_text is {self.init_text!r}; it must be text.")
         if self.init_text is not None and self.init != "text":
             raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
-        if self.num_frozen_tokens is not None:
-            self._check_frozen(self.num_frozen_tokens)
+        self._check_frozen(self.num_frozen_tokens)
 
     def _check_frozen(self, num_frozen_tokens: int) -> None:
         _at_least("num_frozen_tokens", num_frozen_tokens, 0)
@@ -79,12 +77,6 @@ class PrefixConfig:
         if not chosen:
             raise ConfigError(f"no attention of this model is among sites={kinds} and layers={self.layers}.")
         return chosen
-
-    def frozen_tokens(self, kind: Kind) -> int:
-        """Return how many first tokens stay as they are at sites of this kind."""
-        if self.num_frozen_tokens is not None:
-            return self.num_frozen_tokens
-        return int(kind == "decoder" and self.init == "text" and self.num_virtual_tokens > 1)
 
 
 def _usual_kinds(sites: Sequence[Site]) -> tuple[Kind, ...]:

@@ -56,7 +56,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         self.sites = tuple(sites)
         self.num_virtual_tokens = config.num_virtual_tokens
-        self.num_frozen_tokens = config.frozen_tokens(self.sites[0].kind) if initial is not None else 0
+        self.num_frozen_tokens = config.num_frozen_tokens if initial is not None else 0
         self.width = sum(site.width for site in self.sites)
         self.dropout = nn.Dropout(config.dropout)
         start = None if initial is None else flatten(initial, self.sites)

@@ -77,14 +77,6 @@ def test_frozen_tokens_get_no_gradient_and_stay(reparameterization: Any) -> None
     assert not torch.isclose(encoder()[2:], start[2:]).all(dim=1).any()
 
 
-def test_the_sink_is_frozen_only_in_causal_attention_from_text() -> None:
-    text = antefix.PrefixConfig(4)
-    assert [text.frozen_tokens(kind) for kind in ("encoder", "decoder", "cross")] == [0, 1, 0]
-    assert antefix.PrefixConfig(4, init="random").frozen_tokens("decoder") == 0
-    assert antefix.PrefixConfig(4, num_frozen_tokens=2).frozen_tokens("encoder") == 2
-    assert antefix.PrefixConfig(1).frozen_tokens("decoder") == 0
-
-
 def test_dropout_drops_in_training_only_and_never_in_what_is_saved() -> None:
     encoder = antefix.PrefixEncoder(UNEVEN, antefix.PrefixConfig(50, dropout=0.5, init="random"))
     dropped = [key for key, _ in encoder.train().keys_and_values().values()]

@@ -41,7 +41,12 @@ def arguments(folder: Path, **settings: Any) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **{**usual, **settings})
 
 
-def trainer(folder: Path, config: antefix.PrefixConfig | None = None, **settings: Any) -> PrefixTrainer:
+def trainer(
+    folder: Path,
+    config: antefix.PrefixConfig | None = None,
+    head_learning_rate: float | None = 1e-3,
+    **settings: Any,
+) -> PrefixTrainer:
     """Return a trainer of a small Llama, always the same."""
     bank = antefix.attach(build_model("llama"))
     torch.manual_seed(0)
@@ -50,6 +55,7 @@ def trainer(folder: Path, config: antefix.PrefixConfig | None = None, **settings
     made = PrefixTrainer(
         bank,
         "p",
+        head_learning_rate,
         args=arguments(folder, **settings),
         train_dataset=EXAMPLES,
         eval_dataset=HELD_OUT,
@@ -114,7 +120,9 @@ def test_a_checkpoint_holds_what_is_trained_and_no_base_weights(tmp_path: Path) 
     assert all(torch.equal(saved.keys[path], now.keys[path]) for path in now.keys)
 
 
-@pytest.mark.parametrize("settings", [{"reparameterization": "mlp", "encoder_hidden_size": 16}, {}])
+@pytest.mark.parametrize(
+    "settings", [{"reparameterization": "mlp", "encoder_hidden_size": 16}, {"num_frozen_tokens": 1}]
+)
 def test_the_text_that_training_started_from_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
     """The MLP adds to it, and the frozen token is of it: a start from another text would not give it again."""
     model = build_model("llama")
@@ -127,9 +135,21 @@ def test_the_text_that_training_started_from_is_kept(settings: dict[str, Any], t
     assert not torch.equal(first()[0], second()[0])
     Trained(second, [second], {}).load(tmp_path)
     assert torch.equal(first(), second())
-    without = antefix.PrefixEncoder(sites, replace(config, init="random"))
+    without = antefix.PrefixEncoder(sites, replace(config, init="random", num_frozen_tokens=0))
     with pytest.raises(antefix.ConfigError, match=r"for 'prefix\.0\.start', and what is trained here has nothing"):
         Trained(without, [without], {}).load(tmp_path)
+
+
+@pytest.mark.parametrize(("head_learning_rate", "expected"), [(1e-3, 1e-3), (None, 0.05)])
+def test_a_head_trains_at_its_own_rate(head_learning_rate: float | None, expected: float, tmp_path: Path) -> None:
+    """The first step of AdamW moves whatever has a gradient by the learning rate."""
+    config = antefix.PrefixConfig(5, init="random", trainable_modules=["lm_head"])
+    made = trainer(tmp_path, config, head_learning_rate, max_steps=1, lr_scheduler_type="constant", max_grad_norm=0.0)
+    parameters = [parameter for module in made.bank.modules("p") for parameter in module.parameters()]
+    before = [parameter.detach().clone() for parameter in parameters]
+    made.train()
+    moved = [(new - old).abs().max().item() for new, old in zip(parameters, before, strict=True)]
+    assert moved == pytest.approx([0.05, expected], rel=1e-3)
 
 
 def test_each_trainer_trains_its_own_prefix(tmp_path: Path) -> None:

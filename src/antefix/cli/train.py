@@ -70,7 +70,10 @@ def train(
     ] = None,
     init: Annotated[str | None, typer.Option(help="Start from 'text', 'random' or 'zero'. [default: text]")] = None,
     init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.005]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.1]")] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate of a head beside the prefix. [default: 0.001]")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. [default: 16]")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of an example. [default: 1024]")] = None,

@@ -31,7 +31,7 @@ class Recipe:
     `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`; `messages` names
     the field of a conversation instead. With `task="classification"` the answer is a label. `data_config` and
     `data_split` choose from a dataset. Without `eval_data` or `eval_split`, every tenth example is held out, at most
-    200. `num_examples` uses that many first examples. `truncation` cuts examples of more than `max_length` tokens.
+    200. `num_examples` uses that many first examples. `head_learning_rate` is that of modules trained beside the prefix. `truncation` cuts examples of more than `max_length` tokens.
     """
 
     model: str
@@ -49,7 +49,8 @@ class Recipe:
     eval_data: str | None = None
     answer_tokenizer: str | None = None
     num_examples: int | None = None
-    learning_rate: float = 5e-3
+    learning_rate: float = 0.1
+    head_learning_rate: float = 1e-3
     epochs: float = 3.0
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
@@ -66,7 +67,9 @@ class Recipe:
         if isinstance(self.prefix, Mapping):
             object.__setattr__(self, "prefix", build(PrefixConfig, self.prefix, "prefix"))
         check_types(self, but=("prefix", "task"))
-        check_above_zero(self, "learning_rate", "epochs", "batch_size", "gradient_accumulation_steps")
+        check_above_zero(
+            self, "learning_rate", "head_learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"
+        )
         check_above_zero(self, "max_length", "max_grad_norm")
         check_at_least(0, self, "weight_decay", "warmup_ratio")
         check_at_least(1, self, "num_examples")

@@ -50,7 +50,12 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
         # Transformers renamed the method after the oldest version that antefix supports.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     make_trainer = functools.partial(
-        PrefixTrainer, bank, recipe.name, train_dataset=list(rows), data_collator=task.encoder.collate
+        PrefixTrainer,
+        bank,
+        recipe.name,
+        recipe.head_learning_rate,
+        train_dataset=list(rows),
+        data_collator=task.encoder.collate,
     )
     history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console)
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)

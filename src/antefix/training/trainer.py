@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.import_utils import is_peft_available
 
 from antefix.bank import PrefixBank
+from antefix.encoder import PrefixSource
 from antefix.errors import ConfigError
 from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
@@ -33,15 +34,19 @@ class PrefixTrainer(Trainer):
     `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
     It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
-    without its prefix for the reference. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
+    without its prefix for the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
+    classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
     Raises `ConfigError` for a prefix that cannot train, for a model that is not the bank's, and where no reference is
     given and the base is none, because it is trained itself.
     """
 
-    def __init__(self, bank: PrefixBank, name: str, **trainer_arguments: Any) -> None:
+    def __init__(
+        self, bank: PrefixBank, name: str, head_learning_rate: float | None = None, **trainer_arguments: Any
+    ) -> None:
         bank.activate(name)
         self.bank = bank
         self.prefix_name = name
+        self.head_learning_rate = head_learning_rate
         self._train_only_this()
         self._subject = Subject.of(bank.prefix(name))
         trainer_arguments.setdefault("model", bank.outer_model)
@@ -50,6 +55,16 @@ class PrefixTrainer(Trainer):
         with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
         self._check()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimiser as `Trainer` does, with a group of its own for what has a learning rate of its own."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.head_learning_rate is not None:
+            modules = self.bank.modules(self.prefix_name)
+            head = [p for part in modules if not isinstance(part, PrefixSource) for p in part.parameters()]
+            set_apart(optimizer, head, self.head_learning_rate)
+        return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does, with this trainer's prefix in use."""
@@ -226,3 +241,13 @@ def _trainable_although_quantized(model: Any) -> Iterator[None]:
         yield
     finally:
         model._hf_peft_config_loaded = loaded
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
+    """Move parameters of an optimiser that has not stepped yet to groups with a learning rate of their own."""
+    moved = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        apart = [parameter for parameter in group["params"] if id(parameter) in moved]
+        if apart:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+            optimizer.add_param_group({**group, "params": apart, "lr": learning_rate})

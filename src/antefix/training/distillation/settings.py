@@ -33,7 +33,8 @@ class Distillation:
     `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
     are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
     (`objective="kl"`), or the tokens alone (`"next-token"`). `prefix` holds settings of `PrefixConfig`; without a
-    `num_virtual_tokens` it is a tenth of the document. `eval_data` are questions with answers to measure it by.
+    `num_virtual_tokens` it is a tenth of the document, and what starts from text keeps its first token, the attention
+    sink, as it is. `eval_data` are questions with answers to measure it by.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Distillation:
         settings = {"num_virtual_tokens": -(-num_tokens // 10), **self.prefix}
         if settings.get("init", "text") == "text":
             settings.setdefault("init_text", text)
+            settings.setdefault("num_frozen_tokens", int(settings["num_virtual_tokens"] != 1))
         made: PrefixConfig = build(PrefixConfig, settings, "prefix")
         return made
 
