@@ -57,10 +57,19 @@ def text_prefix(
     num_virtual_tokens: int,
     sites: Sequence[Site],
 ) -> Prefix:
-    """Capture the first `num_virtual_tokens` tokens of a text, repeated as often as it takes to fill them.
+    """Capture the first `num_virtual_tokens` tokens of a text, as `text_ids` gives them.
 
-    A prefix made in this way equals having these tokens in context. The tokenizer's own first token, such as the
-    beginning of sequence, comes first. Raises `ConfigError` for a text without tokens.
+    A prefix made in this way equals having these tokens in context. Raises `ConfigError` for a text without tokens.
+    """
+    ids = text_ids(tokenizer, text, num_virtual_tokens)
+    return token_prefix(model, torch.tensor([ids], device=model.device), sites)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, num_virtual_tokens: int) -> list[int]:
+    """Return the first tokens of a text, by default of an instruction, repeated as often as it takes to fill them.
+
+    The tokenizer's own first token, such as the beginning of sequence, comes first. Raises `ConfigError` for a text
+    without tokens.
     """
     text = DEFAULT_TEXT if text is None else text
     body = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -68,8 +77,8 @@ def text_prefix(
         raise ConfigError(f"init_text is {text!r}, which has no tokens to start a prefix from.")
     bos = tokenizer.bos_token_id
     opening = [bos] if bos is not None and tokenizer(text)["input_ids"][0] == bos else []
-    ids = (opening + body * -(-num_virtual_tokens // len(body)))[:num_virtual_tokens]
-    return token_prefix(model, torch.tensor([ids], device=model.device), sites)
+    ids: list[int] = (opening + body * -(-num_virtual_tokens // len(body)))[:num_virtual_tokens]
+    return ids
 
 
 def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"], sites: Sequence[Site]) -> Prefix:

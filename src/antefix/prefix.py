@@ -92,7 +92,7 @@ class Prefix:
 
     def _validate(self) -> None:
         paths = {site.path for site in self.sites}
-        if not paths or set(self.keys) != paths or set(self.values) != paths:
+        if not paths or len(paths) < len(self.sites) or set(self.keys) != paths or set(self.values) != paths:
             raise PrefixFormatError("a prefix needs exactly one key and one value tensor for each of its sites.")
         tokens = self.num_virtual_tokens
         if tokens < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from antefix.sites import KINDS, Site
 
 FORMAT = "antefix.prefix"
 VERSION = "1"
+MOST_SITES = 2**16
+MOST_VIRTUAL_TOKENS = 2**20
+"""What a file may hold, far above any model there is: a reader need not trust it with more."""
 
 
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
@@ -51,7 +54,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
 
 
 def load_prefix(path: str | os.PathLike[str]) -> Prefix:
-    """Read a prefix from a file; raises `PrefixFormatError` for anything but an intact prefix file."""
+    """Read a prefix from a file, which is mapped into memory; raises `PrefixFormatError` for one that is not intact."""
     path = Path(path)
     if not path.is_file():
         raise PrefixFormatError(f"there is no prefix file at '{path}'.")
@@ -59,16 +62,12 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             _check_header(header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            sites, metadata = _read_header(header, path)
+            names = set(file.keys())
+            _check_names(names, sites, path)
+            tensors = {name: file.get_tensor(name) for name in sorted(names)}
     except (SafetensorError, OSError) as error:
-        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {error}.") from error
-    try:
-        sites = tuple(_read_site(entry) for entry in json.loads(header["sites"]))
-        metadata = json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise PrefixFormatError(f"the header of '{path}' is damaged: {error}.") from error
-    if not isinstance(metadata, dict):
-        raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")
+        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
     return _assemble(path, header, sites, tensors, metadata)
 
 
@@ -112,7 +111,29 @@ def _check_header(header: Mapping[str, str], path: Path) -> None:
         )
     if header.get("version") != VERSION:
         raise PrefixFormatError(
-            f"'{path}' has format version {header.get('version')}; this antefix reads version {VERSION}."
+            f"'{path}' has format version {_short(header.get('version'))}; this antefix reads version {VERSION}."
+        )
+
+
+def _read_header(header: Mapping[str, str], path: Path) -> tuple[tuple[Site, ...], dict[str, Any]]:
+    try:
+        sites = tuple(_read_site(entry) for entry in json.loads(header["sites"]))
+        metadata = json.loads(header["metadata"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise PrefixFormatError(f"the header of '{path}' is damaged: {_short(error)}.") from error
+    if not isinstance(metadata, dict):
+        raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")
+    if len(sites) > MOST_SITES:
+        raise PrefixFormatError(f"'{path}' names {len(sites):,} sites; a prefix has at most {MOST_SITES:,}.")
+    return sites, metadata
+
+
+def _check_names(names: set[str], sites: Sequence[Site], path: Path) -> None:
+    expected = {f"{site.path}.{part}" for site in sites for part in ("key", "value")}
+    odd = sorted({name for name in names if ":" not in name} ^ expected)
+    if odd:
+        raise PrefixFormatError(
+            f"'{path}' does not hold the tensors its header lists; the first at odds is '{_short(odd[0])}'."
         )
 
 
@@ -132,24 +153,28 @@ def _assemble(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, Any],
 ) -> Prefix:
-    expected = {f"{site.path}.{part}" for site in sites for part in ("key", "value")}
-    modules = {name: tensor for name, tensor in tensors.items() if ":" in name}
-    if set(tensors) - set(modules) != expected:
-        odd = sorted(set(tensors) - set(modules) ^ expected)
-        raise PrefixFormatError(
-            f"'{path}' does not hold the tensors its header lists; the first at odds is '{odd[0]}'."
+    try:
+        prefix = Prefix(
+            sites=sites,
+            keys={site.path: tensors[f"{site.path}.key"] for site in sites},
+            values={site.path: tensors[f"{site.path}.value"] for site in sites},
+            metadata=metadata,
+            modules={name: tensor for name, tensor in tensors.items() if ":" in name},
         )
-    prefix = Prefix(
-        sites=sites,
-        keys={site.path: tensors[f"{site.path}.key"] for site in sites},
-        values={site.path: tensors[f"{site.path}.value"] for site in sites},
-        metadata=metadata,
-        modules=modules,
-    )
+    except PrefixFormatError as error:
+        raise PrefixFormatError(f"'{path}' is damaged: {_short(error)}") from error
     if header.get("num_virtual_tokens") != str(prefix.num_virtual_tokens):
-        raise PrefixFormatError(
-            f"'{path}' names {header.get('num_virtual_tokens')} virtual tokens and holds {prefix.num_virtual_tokens}."
-        )
+        told = _short(header.get("num_virtual_tokens"))
+        raise PrefixFormatError(f"'{path}' names {told} virtual tokens and holds {prefix.num_virtual_tokens}.")
+    if prefix.num_virtual_tokens > MOST_VIRTUAL_TOKENS:
+        held = f"{prefix.num_virtual_tokens:,}"
+        raise PrefixFormatError(f"'{path}' holds {held} virtual tokens; a prefix has at most {MOST_VIRTUAL_TOKENS:,}.")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return prefix
+
+
+def _short(told: object) -> str:
+    """Return what a file says of itself on one line, cut where it goes on for long."""
+    line = " ".join(str(told).split())
+    return line if len(line) <= 200 else f"{line[:200]} ..."

@@ -16,6 +16,7 @@ from antefix.cli.demo import demo
 from antefix.cli.distill import distill
 from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
+from antefix.cli.inspect import inspect
 from antefix.cli.serve import serve
 from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
@@ -78,5 +79,6 @@ app.command()(generate)
 app.command()(compose)
 app.command()(convert)
 app.command()(evaluate)
+app.command()(inspect)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(walkthrough)

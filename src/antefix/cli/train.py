@@ -53,6 +53,9 @@ def train(
         typer.Option(help="Field of a conversation, in place of templates; its last message is the answer."),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for prefix, metrics and curve.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted training.")
+    ] = False,
     eval_data: Annotated[
         str | None, typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
     ] = None,
@@ -89,22 +92,22 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
 ) -> None:
     """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
-    settings = {name: value for name, value in context.params.items() if name != "recipe"}
+    settings = {name: value for name, value in context.params.items() if name not in ("recipe", "resume")}
     settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS} | {"sites": sites or None}
     for template in ("prompt", "answer"):
         settings[template] = unescape(settings[template]) if settings[template] else None
     console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
-    result = train_reporting_interrupts(chosen, console)
+    result = train_reporting_interrupts(chosen, console, resume)
     print_result(result, console)
     leave_group()
 
 
-def train_reporting_interrupts(recipe: Recipe, console: Console) -> TrainingResult:
+def train_reporting_interrupts(recipe: Recipe, console: Console, resume: bool = False) -> TrainingResult:
     """Train; on Ctrl-C say where the last checkpoint lies and exit with status 130."""
     started = time.time()
     try:
-        return train_recipe(recipe, console)
+        return train_recipe(recipe, console, resume)
     except KeyboardInterrupt as interrupt:
         found = {path: path.stat().st_mtime for path in Path(recipe.output).glob("checkpoint-*/prefix.safetensors")}
         checkpoints = sorted((path for path in found if found[path] >= started), key=found.__getitem__)

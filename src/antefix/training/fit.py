@@ -24,12 +24,11 @@ def fit(
     schedule: Recipe | Distillation,
     tokens_per_epoch: int,
     console: Console,
-    resumable: bool = False,
     checkpoint: str | None = None,
 ) -> tuple[list[dict[str, float]], float]:
     """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens a second.
 
-    A `resumable` one keeps its optimiser in its checkpoints; `checkpoint` is the folder of one to go on from.
+    `checkpoint` is the folder of one to go on from.
     """
     progress = ProgressCallback(console, tokens_per_epoch)
     # Trainer warns that it hands the tokenizer's special ids to the model; here they are the model's own already.
@@ -37,7 +36,7 @@ def fit(
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        trainer = make_trainer(args=_arguments(schedule, resumable), callbacks=[progress])
+        trainer = make_trainer(args=_arguments(schedule), callbacks=[progress])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -47,7 +46,7 @@ def fit(
     return history, progress.tokens_per_second
 
 
-def _arguments(schedule: Recipe | Distillation, resumable: bool) -> TrainingArguments:
+def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:
     try:
         return TrainingArguments(
             output_dir=schedule.output,
@@ -64,7 +63,6 @@ def _arguments(schedule: Recipe | Distillation, resumable: bool) -> TrainingArgu
             logging_nan_inf_filter=False,
             save_steps=0.1,
             save_total_limit=1,
-            save_only_model=not resumable,
             remove_unused_columns=False,
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ def is_table(path: Path) -> bool:
 def read_rows(
     source: str | Path, limit: int | None = None, config: str | None = None, split: str | None = None
 ) -> list[Row]:
-    """Read rows, at most `limit` of them, as `(where, fields)`.
+    """Read rows, at most `limit` of them, as `stream_rows` does."""
+    return list(stream_rows(source, limit, config, split))
+
+
+def stream_rows(
+    source: str | Path, limit: int | None = None, config: str | None = None, split: str | None = None
+) -> Iterator[Row]:
+    """Yield rows, at most `limit` of them, as `(where, fields)`, and keep none.
 
     `source` is a file of JSON Lines, CSV (either may be gzipped) or Parquet, a folder that `Dataset.save_to_disk` or
     `DatasetDict.save_to_disk` wrote, or a dataset of the hub, which `config` and `split` choose from as in
@@ -37,42 +44,47 @@ def read_rows(
     """
     path = Path(source)
     if path.is_dir():
-        rows = _rows_of_folder(path, limit, split)
+        rows = _rows_of_folder(path, split)
     elif path.is_file() or is_table(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
         if config is not None or split is not None:
             raise DataError(f"'{source}' is a file, which has no configurations and splits to choose from.")
-        rows = _rows_of_file(path, limit)
+        rows = _rows_of_file(path)
     else:
-        rows = _rows_of_hub(str(source), limit, config, split or "train")
-    if not rows:
+        rows = _rows_of_hub(str(source), config, split or "train")
+    is_empty = True
+    for row in islice(rows, limit):
+        is_empty = False
+        yield row
+    if is_empty:
         raise DataError(f"the data '{source}' holds no examples.")
-    return rows[:limit]
 
 
-def _rows_of_file(path: Path, limit: int | None) -> list[Row]:
+def _rows_of_file(path: Path) -> Iterator[Row]:
     suffix = _suffix(path)
     if suffix not in TABLES:
         raise DataError(f"the data '{path}' must be a file in .jsonl, .csv or .parquet, or the name of a dataset.")
     if suffix == "parquet":
-        return _parquet_rows(path, limit)
+        return _parquet_rows(path)
+    lines = _lines(path, newline="" if suffix == "csv" else "\n")
+    return _csv_rows(lines, path) if suffix == "csv" else _json_rows(lines, path)
+
+
+def _lines(path: Path, newline: str) -> Iterator[str]:
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+            yield from file
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the data file '{path}' cannot be read: {reason}.") from error
-    return _csv_rows(text, path) if suffix == "csv" else _json_rows(text, path, limit)
 
 
 def _suffix(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[2].lower()
 
 
-def _json_rows(text: str, path: Path, limit: int | None) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if limit is not None and len(rows) == limit:
-            break
+def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -81,13 +93,11 @@ def _json_rows(text: str, path: Path, limit: int | None) -> list[Row]:
             raise DataError(f"line {number} of '{path}' is not valid JSON: {error}.") from error
         if not isinstance(row, dict):
             raise DataError(f"line {number} of '{path}' must be an object with fields; it is {line.strip()[:40]!r}.")
-        rows.append((f"line {number} of '{path}'", row))
-    return rows
+        yield f"line {number} of '{path}'", row
 
 
-def _csv_rows(text: str, path: Path) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
+def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(lines, strict=True)
     try:
         names = reader.fieldnames or ()
         if len(set(names)) < len(names):
@@ -98,25 +108,25 @@ def _csv_rows(text: str, path: Path) -> list[Row]:
                     f"line {reader.line_num} of '{path}' does not have the {len(names)} columns "
                     "that the first line names."
                 )
-            rows.append((f"line {reader.line_num} of '{path}'", row))
+            yield f"line {reader.line_num} of '{path}'", row
     except csv.Error as error:
         raise DataError(f"'{path}' is not valid CSV after line {reader.line_num}: {error}.") from error
-    return rows
 
 
-def _parquet_rows(path: Path, limit: int | None) -> list[Row]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ConfigError('reading Parquet needs pyarrow: pip install "antefix[train]".') from error
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from _numbered(rows, f"'{path}'")
     except (OSError, ArrowException) as error:
         raise DataError(f"the data file '{path}' cannot be read: {_on_one_line(error)}.") from error
-    return _numbered(table.slice(0, limit).to_pylist(), f"'{path}'")
 
 
-def _rows_of_folder(path: Path, limit: int | None, split: str | None) -> list[Row]:
+def _rows_of_folder(path: Path, split: str | None) -> Iterator[Row]:
     datasets = _datasets()
     try:
         loaded = datasets.load_from_disk(str(path))
@@ -131,10 +141,10 @@ def _rows_of_folder(path: Path, limit: int | None, split: str | None) -> list[Ro
         loaded = loaded[wanted]
     elif split is not None:
         raise DataError(f"the folder '{path}' holds one dataset, which has no split '{split}' to choose.")
-    return _rows_of_dataset(loaded, limit, f"'{path}'")
+    return _numbered(loaded, f"'{path}'")
 
 
-def _rows_of_hub(name: str, limit: int | None, config: str | None, split: str) -> list[Row]:
+def _rows_of_hub(name: str, config: str | None, split: str) -> Iterator[Row]:
     datasets = _datasets()
     try:
         loaded = datasets.load_dataset(name, config, split=split)
@@ -142,16 +152,11 @@ def _rows_of_hub(name: str, limit: int | None, config: str | None, split: str) -
         raise DataError(
             f"'{name}' is neither a file nor a dataset of the hub that can be loaded: {_on_one_line(error)}"
         ) from error
-    return _rows_of_dataset(loaded, limit, f"'{name}' ({split})")
+    return _numbered(loaded, f"'{name}' ({split})")
 
 
-def _rows_of_dataset(dataset: Any, limit: int | None, name: str) -> list[Row]:
-    chosen = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
-    return _numbered(chosen, name)
-
-
-def _numbered(rows: Iterable[dict[str, Any]], name: str) -> list[Row]:
-    return [(f"row {number} of {name}", row) for number, row in enumerate(rows, start=1)]
+def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
+    return ((f"row {number} of {name}", row) for number, row in enumerate(rows, start=1))
 
 
 def _datasets() -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from antefix.bank import PrefixBank
-from antefix.errors import ConfigError
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.curve import draw_loss_curve
 from antefix.training.evaluation import score
@@ -19,6 +18,7 @@ from antefix.training.fit import fit
 from antefix.training.launch import is_main_process
 from antefix.training.prepare import prepare
 from antefix.training.recipe import Recipe
+from antefix.training.resume import RunFolder
 from antefix.training.trainer import FILE_NAME, PrefixTrainer
 
 
@@ -32,16 +32,17 @@ class TrainingResult:
     metrics: dict[str, Any]
 
 
-def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
+def train(recipe: Recipe, console: Console | None = None, resume: bool = False) -> TrainingResult:
     """Train a prefix as a recipe says; nothing is written before data, templates and model are known to fit.
 
-    Under `torchrun` or `accelerate launch`, `batch_size` is that of each process, and the first one writes.
-    Raises `AntefixError` for bad settings, data or models. An interrupt leaves the last checkpoint in
-    `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
+    `resume` goes on with an interrupted run of the same recipe, from its last checkpoint, to the same prefix. Under
+    `torchrun` or `accelerate launch`, `batch_size` is that of each process, and the first one writes.
+    Raises `AntefixError` for bad settings, data or models, `ConfigError` for a folder that holds another run to resume.
+    An interrupt leaves the last checkpoint in `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
     """
     console = console or Console(stderr=True, quiet=not is_main_process())
-    if Path(recipe.output).exists() and not Path(recipe.output).is_dir():
-        raise ConfigError(f"output is '{recipe.output}', which is a file; name a folder.")
+    kept = RunFolder(recipe.output, recipe.as_dict(), ("data", "eval_data"))
+    kept.check(resume)
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
     model, rows = task.model, prepared.trained.rows(task.encoder)
@@ -57,7 +58,10 @@ def train(recipe: Recipe, console: Console | None = None) -> TrainingResult:
         train_dataset=list(rows),
         data_collator=task.encoder.collate,
     )
-    history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console)
+    if not resume and is_main_process():
+        kept.begin()
+    checkpoint = kept.checkpoint if resume else None
+    history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
         "before": before,

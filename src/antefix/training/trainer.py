@@ -35,9 +35,9 @@ class PrefixTrainer(Trainer):
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
     It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
     without its prefix for the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
-    classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those of the trainer, whose `model` is the bank's.
-    Raises `ConfigError` for a prefix that cannot train, for a model that is not the bank's, and where no reference is
-    given and the base is none, because it is trained itself.
+    classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those
+    of the trainer, whose `model` is the bank's. Raises `ConfigError` for a prefix that cannot train, for a model that
+    is not the bank's, and where no reference is given and the base is none, because it is trained itself.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PrefixTrainer(Trainer):
         if is_new and self.head_learning_rate is not None:
             modules = self.bank.modules(self.prefix_name)
             head = [p for part in modules if not isinstance(part, PrefixSource) for p in part.parameters()]
-            set_apart(optimizer, head, self.head_learning_rate)
+            _set_apart(optimizer, head, self.head_learning_rate)
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -243,7 +243,7 @@ def _trainable_although_quantized(model: Any) -> Iterator[None]:
         model._hf_peft_config_loaded = loaded
 
 
-def set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
+def _set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
     """Move parameters of an optimiser that has not stepped yet to groups with a learning rate of their own."""
     moved = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):

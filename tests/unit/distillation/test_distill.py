@@ -16,9 +16,9 @@ from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataEr
 from antefix.training import Distillation, DistillationResult, distill
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
-from antefix.training.distillation.run import _kept
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
+from antefix.training.resume import RunFolder
 
 QUIET = Console(quiet=True)
 PROMPT = "{source}\n=>\n"
@@ -160,10 +160,10 @@ def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path:
 
 
 def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no distillation to resume"):
+    with pytest.raises(ConfigError, match="holds no run to resume"):
         run(settings, resume=True)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "settings.json").write_text(json.dumps(_kept(Distillation(**settings))))
+    RunFolder(settings["output"], Distillation(**settings).as_dict(), ("document", "data", "eval_data")).begin()
     with pytest.raises(ConfigError, match="holds a distillation already"):
         run(settings)
     with pytest.raises(ConfigError, match="another epochs, seed; resume it with the same"):

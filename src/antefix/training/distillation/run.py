@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from transformers.trainer_utils import get_last_checkpoint
 
 from antefix.errors import ConfigError, DataError
 from antefix.storage import save_prefix, write_atomically
@@ -25,9 +23,9 @@ from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
+from antefix.training.resume import RunFolder
 from antefix.training.trainer import FILE_NAME
 
-SETTINGS_NAME = "settings.json"
 MOST_HELD_OUT = 200
 
 
@@ -49,9 +47,13 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     """
     console = console or Console(stderr=True)
     folder = Path(settings.output)
-    _check_folder(folder, settings, resume)
+    kept = RunFolder(settings.output, settings.as_dict(), ("document", "data", "eval_data"))
+    kept.check(resume)
+    if kept.is_begun and not resume:
+        raise ConfigError(f"'{folder}' holds a distillation already; resume it, or name another folder.")
     classroom = prepare(settings)
-    write_atomically(folder / SETTINGS_NAME, json.dumps(_kept(settings), indent=2).encode())
+    if not resume:
+        kept.begin()
     started = time.monotonic()
     studied = _study(classroom.study, folder / "lessons", console)
     trained, held_out = _parts(studied)
@@ -68,8 +70,7 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     )
     started = time.monotonic()
     num_tokens = sum(len(lesson.ids) for lesson in trained)
-    kept = get_last_checkpoint(settings.output) if resume else None
-    history, _ = fit(make_trainer, settings, num_tokens, console, resumable=True, checkpoint=kept)
+    history, _ = fit(make_trainer, settings, num_tokens, console, kept.checkpoint if resume else None)
     seconds["training"] = time.monotonic() - started
     after = classroom.measured(settings.name, measured_by)
     found = {
@@ -80,37 +81,6 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
         "settings": settings.as_dict(),
     }
     return _write(settings, classroom, found)
-
-
-def _check_folder(folder: Path, settings: Distillation, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output is '{folder}', which is a file; name a folder.")
-    path = folder / SETTINGS_NAME
-    if not resume:
-        if path.exists():
-            raise ConfigError(f"'{folder}' holds a distillation already; resume it, or name another folder.")
-        return
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"'{folder}' holds no distillation to resume: '{path}' cannot be read.") from error
-    now = _kept(settings)
-    different = [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
-    if different:
-        raise ConfigError(
-            f"the distillation in '{folder}' was begun with another {', '.join(different)}; resume it with the same."
-        )
-
-
-def _kept(settings: Distillation) -> dict[str, Any]:
-    """Return settings with a hash of each file that they name, whose content could be another the next time."""
-    files = {name: getattr(settings, name) for name in ("document", "data", "eval_data")}
-    hashes = {
-        f"content of {name}": hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        for name, file in files.items()
-        if file is not None and Path(file).is_file()
-    }
-    return settings.as_dict() | hashes
 
 
 def _study(study: Study, folder: Path, console: Console) -> list[Round]:

@@ -1,0 +1,91 @@
+"""`antefix inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from antefix.errors import ConfigError
+from antefix.inspect import tables
+from antefix.inspect.contents import contents
+from antefix.inspect.report import write_report
+from antefix.inspect.run import inspect_recipe
+from antefix.inspect.similarity import similarities
+from antefix.training.report import Table as Content
+from antefix.training.systems import read_prefixes, recipe_for
+from antefix.training.templates import unescape
+
+_PROGRESS = Console(stderr=True)
+
+
+def inspect(
+    prefix: Annotated[list[str], typer.Argument(help="Prefix file, or NAME=FILE; name several to compare them.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Only tell whether the files are intact.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Examples to run the prefixes on: a file, a folder or a dataset, as for train.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model. [default: the one that the prefixes were trained on]")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: that of the prefixes]")] = None,
+    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: that of the prefixes]")] = None,
+    messages: Annotated[
+        str | None, typer.Option(help="Field of a conversation, in place of templates. [default: that of the prefixes]")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
+    data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
+    num_examples: Annotated[int | None, typer.Option(min=1, help="Use only this many first examples.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch.")] = 16,
+    output: Annotated[Path | None, typer.Option(help="Folder for inspection.json and heatmaps.")] = None,
+) -> None:
+    """Show what prefix files hold, and with --data what attention and loss make of them."""
+    prefixes = read_prefixes(prefix)
+    console = Console()
+    found = {name: contents(held) for name, held in prefixes.items()}
+    if verify:
+        for name, one in found.items():
+            console.print(f"{name}: intact, SHA-256 of its content {one.content}", highlight=False, soft_wrap=True)
+        return
+    given = {
+        "model": model,
+        "task": task,
+        "prompt": unescape(prompt) if prompt else None,
+        "answer": unescape(answer) if answer else None,
+        "messages": messages,
+        "data_split": data_split,
+        "num_examples": num_examples,
+    }
+    if data is None and any(given.values()):
+        raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
+    matrix = similarities(list(prefixes.values()))
+    for name, one in found.items():
+        _print(tables.summary(name, one), console)
+        _print(tables.norms(one), console)
+    if len(prefixes) > 1:
+        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
+    inspections = {
+        name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)
+        for name, held in prefixes.items()
+        if data is not None
+    }
+    for name, inspection in inspections.items():
+        for table in (tables.losses(inspection), tables.tokens(inspection), tables.layers(found[name], inspection)):
+            _print(table, console, name)
+    if output is not None:
+        for path in write_report(found, matrix, inspections, output):
+            console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _print(table: Content, console: Console, title: str | None = None) -> None:
+    heading, rows = table
+    printed = Table(title=f"\n{title}" if title else None, title_justify="left")
+    for column in heading:
+        printed.add_column(Text(column))
+    for row in rows:
+        printed.add_row(*map(Text, row))
+    console.print(printed)
