@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from antefix.errors import ConfigError, DataError
-from antefix.training.rows import is_table, read_rows
+from antefix.training.rows import is_table, read_rows, stream_rows
 
 ROWS = [{"a": "x", "b": 1}, {"a": "y", "b": 2}, {"a": "z", "b": 3}]
 
@@ -132,3 +134,24 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     for source in (write(tmp_path / "d.parquet", ""), tmp_path, "someone/some-data"):
         with pytest.raises(ConfigError, match=r'pip install "antefix\[train\]"'):
             read_rows(source)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.jsonl.gz", "d.parquet"])
+def test_a_stream_keeps_no_rows(name: str, tmp_path: Path) -> None:
+    """Twenty times as many rows take no more memory, which `tracemalloc` counts of Python's objects."""
+    peaks = []
+    for number in (5_000, 100_000):
+        rows = [{"text": f"{n:>200}"} for n in range(number)]
+        path = tmp_path / name
+        if name == "d.parquet":
+            Dataset.from_list(rows).to_parquet(path)
+        else:
+            lines = [row["text"] if name == "d.csv" else json.dumps(row) for row in rows]
+            content = "\n".join(["text", *lines] if name == "d.csv" else lines).encode()
+            path.write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+        del rows
+        tracemalloc.start()
+        assert sum(1 for _ in stream_rows(path)) == number
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] < 100_000 * 200 / 2

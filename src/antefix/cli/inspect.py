@@ -85,7 +85,7 @@ def _print(table: Content, console: Console, title: str | None = None) -> None:
     heading, rows = table
     printed = Table(title=f"\n{title}" if title else None, title_justify="left")
     for column in heading:
-        printed.add_column(Text(column))
+        printed.add_column(Text(column), overflow="fold")
     for row in rows:
         printed.add_row(*map(Text, row))
     console.print(printed)

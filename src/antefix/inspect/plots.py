@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antefix.storage import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MOST_TICKS = 24
+MOST_NUMBERS = 200
+"""Up to how many cells have their number written in them."""
 
 
 def draw_heatmap(
@@ -23,10 +30,12 @@ def draw_heatmap(
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    size = (min(4 + 0.28 * len(columns), 14), min(1.6 + 0.28 * len(rows), 14))
+    size = (min(4 + 0.34 * len(columns), 14), min(1.6 + 0.28 * len(rows), 14))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(numbers, aspect="auto", cmap="cividis", interpolation="nearest")
+    image = axes.imshow(numbers, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
+    if len(rows) * len(columns) <= MOST_NUMBERS:
+        _write_numbers(axes, numbers, image.get_clim()[1])
     for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
         step = -(-len(names) // MOST_TICKS)
         axis.set_ticks(range(0, len(names), step), names[::step])
@@ -40,3 +49,11 @@ def draw_heatmap(
     figure.savefig(buffer, format="png", dpi=150)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def _write_numbers(axes: Axes, numbers: Sequence[Sequence[float]], most: float) -> None:
+    for row, across in enumerate(numbers):
+        for column, number in enumerate(across):
+            if not math.isnan(number):  # a layer with fewer heads than others has none there
+                color = "black" if number > 0.5 * most else "white"
+                axes.text(column, row, f"{number:.2g}", ha="center", va="center", fontsize=7, color=color)

@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from antefix.errors import ConfigError
 from antefix.inspect.contents import Contents
 from antefix.inspect.plots import draw_heatmap
 from antefix.inspect.run import Inspection
 from antefix.inspect.tables import layer_name
 from antefix.storage import write_atomically
+
+MOST_NAME = 200
+"""In bytes; a file's name has 255, and a picture's ends with what it shows."""
 
 
 def write_report(
@@ -21,7 +25,13 @@ def write_report(
     inspections: Mapping[str, Inspection],
     folder: Path,
 ) -> list[Path]:
-    """Write what was found of prefixes, by name, to a folder; return the paths."""
+    """Write what was found of prefixes, by name, to a folder; return the paths.
+
+    Raises `ConfigError` for a name that would be another place than a file of that folder.
+    """
+    for name in found:
+        if Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
+            raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
     path = folder / "inspection.json"
     whole = {
         "prefixes": {name: one.as_dict() for name, one in found.items()},

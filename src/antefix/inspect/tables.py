@@ -35,7 +35,7 @@ def summary(name: str, found: Contents) -> Table:
     for about in ("training", "distillation"):
         if isinstance(settings := told.get(about), Mapping):
             rows.append((about, ", ".join(starmap("{}={}".format, _plain(settings)))))
-    return (name, ""), rows
+    return ("prefix", name), rows
 
 
 def norms(found: Contents) -> Table:

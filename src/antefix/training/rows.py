@@ -120,7 +120,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise ConfigError('reading Parquet needs pyarrow: pip install "antefix[train]".') from error
     try:
         with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
             yield from _numbered(rows, f"'{path}'")
     except (OSError, ArrowException) as error:
         raise DataError(f"the data file '{path}' cannot be read: {_on_one_line(error)}.") from error
