@@ -17,7 +17,7 @@ INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-
 TEST_VLLM := $(VLLM_BIN)/python -m pytest tests/vllm -W default --disable-warnings --junit-xml $(VLLM_RESULTS)
 VLLM_TABLE := $(VLLM_BIN)/python -m tests.vllm.table $(VLLM_RESULTS) docs/serving.md
 
-.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-quality bench-serving docs clean
+.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-quality bench-serving commands docs clean
 
 demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
 	$(BIN)/antefix demo
@@ -59,6 +59,10 @@ bench-quality: .venv/dev.done  ## train prefixes beside PEFT's, LoRA and full fi
 
 bench-serving: .venv-vllm/done  ## time a server's prefixes beside its bare base and texts in the prompt
 	$(VLLM_BIN)/python -m benchmarks.serving
+
+commands: .venv/dev.done  ## write the page of the command line anew
+	$(BIN)/python -W ignore -m typer antefix.cli.main utils docs --name antefix --title "Command line" \
+		--output docs/commands.md
 
 docs: .venv/dev.done  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -59,6 +59,7 @@ def _version(asked: bool) -> None:
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="Prefix-tuning for every Transformers model.",
