@@ -1,0 +1,43 @@
+"""What pages quote of the code is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tomllib
+
+import antefix
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [
+        part for line in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for part in re.findall(r"`(.+?)`", line)
+    ]
+    joined = re.sub(r'"\s*\n\s*f?"', "", SOURCE)
+    assert len(quoted) > 12
+    assert [message for message in quoted if message not in joined] == []
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_ladder_is_the_one_that_is_checked(page: str) -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    rungs = {rung.strip() for layer in contract["layers"] for rung in layer.split("|")} - {"__main__"}
+    text = (ROOT / page).read_text()
+    assert {rung for rung in rungs if f"`{rung}`" not in text} == set()
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    errors = {name for name in antefix.__all__ if name.endswith("Error")}
+    listed = set(re.findall(r"^::: antefix\.(\w+)$", page, re.MULTILINE))
+    assert listed - {"errors"} == set(antefix.__all__) - errors
+
+
+def test_the_citation_has_this_version() -> None:
+    assert f"version: {antefix.__version__}\n" in (ROOT / "CITATION.cff").read_text()
