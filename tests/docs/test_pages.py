@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import antefix
 
@@ -26,8 +25,8 @@ def test_troubleshooting_quotes_messages_that_there_are() -> None:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_the_ladder_is_the_one_that_is_checked(page: str) -> None:
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    rungs = {rung.strip() for layer in contract["layers"] for rung in layer.split("|")} - {"__main__"}
+    (layers,) = re.findall(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    rungs = set(re.findall(r"\w+", layers)) - {"__main__"}
     text = (ROOT / page).read_text()
     assert {rung for rung in rungs if f"`{rung}`" not in text} == set()
 
