@@ -64,29 +64,30 @@ def plot_examples(rows: Sequence[Any], metric: str, path: Path) -> None:
     _save(axes, path)
 
 
-def plot_documents(documents: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the loss on questions by how many tokens of a document one of the prefix stands for."""
-    axes = _axes("tokens of the document to one of the prefix", "loss on questions, nats a token")
-    learned = [one for one in documents if one["objective"] == "kl"]
-    ratios = sorted({one["ratio"] for one in learned})
+def plot_documents(documents: Sequence[Any], path: Path) -> None:
+    """Draw how far the loss lies above that of the document in context, by how many of its tokens one stands for."""
+    axes = _axes("tokens of the document to one of the prefix", "loss on questions above the document's, %")
     axes.set_xscale("log")
+    ratios = sorted({one["ratio"] for one in documents})
     axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
     axes.minorticks_off()
-    lines = {
-        "base": ("bare base", ":", ""),
-        "document": ("document in context", "--", ""),
-        "prefix": ("prefix", "-", "o"),
-    }
-    colors = {"base": "#000000", "document": "#009e73", "prefix": "#0072b2"}
-    for of, (label, linestyle, marker) in lines.items():
-        values = [
-            [one["report"]["questions"][of]["loss"] for one in learned if one["ratio"] == ratio] for ratio in ratios
-        ]
-        means = [mean(part) for part in values]
-        axes.plot(ratios, means, label=label, color=colors[of], linestyle=linestyle, marker=marker)
-        if of == "prefix":
-            axes.fill_between(ratios, [min(p) for p in values], [max(p) for p in values], color=colors[of], alpha=0.15)
+    for objective, style in (("kl", STYLES["prefix"]), ("next-token", STYLES["PEFT prefix"])):
+        found = {
+            ratio: [above(one) for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]
+            for ratio in ratios
+        }
+        found = {ratio: values for ratio, values in found.items() if values}
+        means = [mean(values) for values in found.values()]
+        spread = [[mean(v) - min(v) for v in found.values()], [max(v) - mean(v) for v in found.values()]]
+        axes.errorbar(list(found), means, spread, label=f"trained by {objective}", **style)
+    axes.axhline(0, color="#009e73", linestyle="--", label="document in context")
     _save(axes, path)
+
+
+def above(document: Any) -> float:
+    """Return by how many per cent a distilled prefix's loss on questions exceeds that of the document in context."""
+    losses = document["report"]["questions"]
+    return 100 * (float(losses["prefix"]["loss"]) / float(losses["document"]["loss"]) - 1)
 
 
 def _means(rows: Sequence[Any], metric: str) -> tuple[list[int], list[float]]:

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality import prose
-from benchmarks.quality.plots import plot_curves, plot_documents, plot_examples, plot_parameters
+from benchmarks.quality.plots import above, plot_curves, plot_documents, plot_examples, plot_parameters
 
 TITLES = {"phonemes": "British phonemes", "family": "Family friendly", "e2e": "E2E"}
 METRICS = {
@@ -158,14 +158,12 @@ def _forgetting(rows: Sequence[Row]) -> str:
 def _documents(documents: Sequence[dict[str, Any]]) -> str:
     lines = []
     for ratio, objective in dict.fromkeys((one["ratio"], one["objective"]) for one in documents):
-        found = [one["report"] for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]
-        tokens = spread([one["prefix"]["tokens"] for one in found])
-        losses = {of: [one["questions"][of]["loss"] for one in found] for of in ("base", "document", "prefix")}
-        above = [100 * (p / d - 1) for p, d in zip(losses["prefix"], losses["document"], strict=True)]
-        kls = [one["questions"]["prefix"]["kl"] for one in found]
-        lines.append(
-            [f"1/{ratio}", objective, tokens, *map(spread, losses.values()), f"{spread(above)} %", spread(kls)]
-        )
+        those = [one for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]
+        found = [one["report"] for one in those]
+        tokens = " to ".join(sorted({str(one["prefix"]["tokens"]) for one in found}, key=int))
+        losses = [spread([one["questions"][of]["loss"] for one in found]) for of in ("base", "document", "prefix")]
+        kl = spread([one["questions"]["prefix"]["kl"] for one in found])
+        lines.append([f"1/{ratio}", objective, tokens, *losses, f"{spread(list(map(above, those)))} %", kl])
     head = ["tokens kept", "objective", "tokens", "bare base", "document", "prefix", "above document", "divergence"]
     return table(head, lines)
 

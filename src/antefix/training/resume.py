@@ -70,7 +70,8 @@ class RunFolder:
 
     @property
     def _checkpoints(self) -> list[Path]:
-        return [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINED_NAME}")]
+        folders = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINED_NAME}")]
+        return [folder for folder in folders if folder.name.rpartition("-")[2].isdecimal()]
 
     @property
     def _kept_in(self) -> Path:
