@@ -49,6 +49,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
         "num_virtual_tokens": str(prefix.num_virtual_tokens),
         "sites": json.dumps([asdict(site) for site in prefix.sites]),
         "metadata": extra,
+        "content": prefix.content_hash(),
     }
     write_atomically(Path(path), save(tensors, metadata))
 
@@ -69,6 +70,16 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
     except (SafetensorError, OSError) as error:
         raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
     return _assemble(path, header, sites, tensors, metadata)
+
+
+def verify_prefix(path: str | os.PathLike[str]) -> Prefix:
+    """Read a prefix as `load_prefix` does, and hold it against the hash that it was saved with."""
+    prefix = load_prefix(path)
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata().get("content")
+    if told not in (None, prefix.content_hash()):  # the first files did not tell
+        raise PrefixFormatError(f"'{path}' holds other numbers than it was saved with; it was damaged or changed.")
+    return prefix
 
 
 def write_atomically(path: Path, content: bytes) -> None:

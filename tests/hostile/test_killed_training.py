@@ -27,16 +27,17 @@ def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str]) -> str:
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+    return errors
 
 
 def test_killed_and_resumed_training_has_the_same_curve(tmp_path: Path) -> None:
     data, whole, killed = tmp_path / "data.jsonl", tmp_path / "whole", tmp_path / "killed"
     data.write_text("".join(json.dumps(row) + "\n" for row in draw_examples("headline", 200, seed=0)))
     _end(_train(whole, data))
-    rng, resumed_from = random.Random(0), []
+    rng, ended_by = random.Random(0), []
     for number in range(NUM_KILLS):
         process = _train(killed, data, *(["--resume"] if number else []))
         before = set(killed.glob("checkpoint-*"))
@@ -45,9 +46,9 @@ def test_killed_and_resumed_training_has_the_same_curve(tmp_path: Path) -> None:
         time.sleep(rng.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        resumed_from.append(process.returncode)
-    _end(_train(killed, data, "--resume"))
-    assert -signal.SIGKILL in resumed_from
+        ended_by.append(process.returncode)
+    assert "going on from" in _end(_train(killed, data, "--resume"))
+    assert -signal.SIGKILL in ended_by
     curves = [json.loads((folder / "metrics.json").read_text())["train_loss"] for folder in (whole, killed)]
     assert curves[0] == curves[1]
     first, second = (antefix.load_prefix(folder / "prefix.safetensors") for folder in (whole, killed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,12 @@ from rich.text import Text
 
 from antefix.errors import ConfigError
 from antefix.inspect import tables
-from antefix.inspect.contents import contents
-from antefix.inspect.report import write_report
+from antefix.inspect.contents import Contents, contents
+from antefix.inspect.report import check_names, write_report
 from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
+from antefix.prefix import Prefix
+from antefix.storage import load_prefix, verify_prefix
 from antefix.training.report import Table as Content
 from antefix.training.systems import read_prefixes, recipe_for
 from antefix.training.templates import unescape
@@ -44,7 +47,9 @@ def inspect(
     output: Annotated[Path | None, typer.Option(help="Folder for inspection.json and heatmaps.")] = None,
 ) -> None:
     """Show what prefix files hold, and with --data what attention and loss make of them."""
-    prefixes = read_prefixes(prefix)
+    prefixes = read_prefixes(prefix, verify_prefix if verify else load_prefix)
+    if output is not None:
+        check_names(prefixes)
     console = Console()
     found = {name: contents(held) for name, held in prefixes.items()}
     if verify:
@@ -54,20 +59,15 @@ def inspect(
     given = {
         "model": model,
         "task": task,
-        "prompt": unescape(prompt) if prompt else None,
-        "answer": unescape(answer) if answer else None,
+        "prompt": None if prompt is None else unescape(prompt),
+        "answer": None if answer is None else unescape(answer),
         "messages": messages,
         "data_split": data_split,
         "num_examples": num_examples,
     }
     if data is None and any(given.values()):
         raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
-    matrix = similarities(list(prefixes.values()))
-    for name, one in found.items():
-        _print(tables.summary(name, one), console)
-        _print(tables.norms(one), console)
-    if len(prefixes) > 1:
-        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
+    matrix = _show_contents(found, prefixes)
     inspections = {
         name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)
         for name, held in prefixes.items()
@@ -79,6 +79,18 @@ def inspect(
     if output is not None:
         for path in write_report(found, matrix, inspections, output):
             console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _show_contents(found: Mapping[str, Contents], prefixes: Mapping[str, Prefix]) -> list[list[float]]:
+    """Print what files hold, and return how similar their prefixes are."""
+    console = Console()
+    for name, one in found.items():
+        _print(tables.summary(name, one), console)
+        _print(tables.norms(one), console)
+    matrix = similarities(list(prefixes.values()))
+    if len(prefixes) > 1:
+        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
+    return matrix
 
 
 def _print(table: Content, console: Console, title: str | None = None) -> None:

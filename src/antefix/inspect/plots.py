@@ -38,7 +38,7 @@ def draw_heatmap(
         _write_numbers(axes, numbers, image.get_clim()[1])
     for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
         step = -(-len(names) // MOST_TICKS)
-        axis.set_ticks(range(0, len(names), step), names[::step])
+        axis.set_ticks(range(0, len(names), step), names[::step], parse_math=False)
     if max(map(len, columns)) > 3:
         axes.tick_params("x", rotation=90)
     axes.set_ylabel(labels[0])

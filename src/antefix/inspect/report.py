@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ MOST_NAME = 200
 """In bytes; a file's name has 255, and a picture's ends with what it shows."""
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise `ConfigError` for a name that would be another place than a file of the report's folder."""
+    for name in names:
+        if not name or Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
+            raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
+
+
 def write_report(
     found: Mapping[str, Contents],
     similarity: Sequence[Sequence[float]],
     inspections: Mapping[str, Inspection],
     folder: Path,
 ) -> list[Path]:
-    """Write what was found of prefixes, by name, to a folder; return the paths.
-
-    Raises `ConfigError` for a name that would be another place than a file of that folder.
-    """
-    for name in found:
-        if Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
-            raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
+    """Write what was found of prefixes, by names that `check_names` takes, to a folder; return the paths."""
     path = folder / "inspection.json"
     whole = {
         "prefixes": {name: one.as_dict() for name, one in found.items()},

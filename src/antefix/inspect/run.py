@@ -13,7 +13,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from antefix.bank import PrefixBank
-from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
 from antefix.initialize import text_ids, token_prefix
 from antefix.inspect.ablation import without_each_layer
@@ -27,7 +26,6 @@ from antefix.training.mixed import MixedBatches
 from antefix.training.recipe import Recipe, trained_with
 from antefix.training.room import Room
 from antefix.training.rows import Row, stream_rows
-from antefix.training.settings import build
 from antefix.training.systems import labels_told
 from antefix.training.task import Task
 from antefix.training.tokens import IGNORED_LABEL, Part
@@ -68,6 +66,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
     shares, num_examples = AttentionShares(prefix), 0
     rows = stream_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
     wording = wording_of(recipe)
+    moved = _drift(task, bank, prefix)
     for batch in _counted(_batches(rows, recipe.batch_size), console):
         part = Part.encoded(examples_of(batch, wording), task.encoder)
         task.check_room(Room(bank, WHOLE), part)
@@ -77,7 +76,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
             sums[name] += found.metrics["loss"].statistics.sum(axis=0)
         num_examples += len(batch)
     losses = {name: float(total / number) for name, (total, number) in sums.items()}
-    return Inspection(num_examples, shares.by_site(), losses, _drift(task, bank, prefix))
+    return Inspection(num_examples, shares.by_site(), losses, moved)
 
 
 def _watch(task: Task, bank: PrefixBank, part: Part, shares: AttentionShares) -> None:
@@ -93,13 +92,13 @@ def _watch(task: Task, bank: PrefixBank, part: Part, shares: AttentionShares) ->
 def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
     """Compare a prefix with the text it started as, where its recipe tells that it did."""
     settings = trained_with(prefix).get("prefix")
-    if not isinstance(settings, Mapping):
+    if not isinstance(settings, Mapping) or settings.get("init", "text") != "text":
         return None
-    config = build(PrefixConfig, settings, "prefix")
-    if config.init != "text":
-        return None
+    text = settings.get("init_text")
+    if settings.get("num_virtual_tokens", 32) != prefix.num_virtual_tokens or not isinstance(text, str | None):
+        return None  # it is a part of what was trained, or more than that
     tokenizer = task.encoder.tokenizer
-    ids = text_ids(tokenizer, config.init_text, prefix.num_virtual_tokens)
+    ids = text_ids(tokenizer, text, prefix.num_virtual_tokens)
     with bank.use(None):
         start = token_prefix(task.model, torch.tensor([ids], device=task.model.device), prefix.sites)
     return drift(start, prefix, [str(tokenizer.decode([token])) for token in ids])

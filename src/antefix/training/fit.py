@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ def fit(
     schedule: Recipe | Distillation,
     tokens_per_epoch: int,
     console: Console,
-    checkpoint: str | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[list[dict[str, float]], float]:
     """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens a second.
 
@@ -38,7 +39,7 @@ def fit(
     try:
         trainer = make_trainer(args=_arguments(schedule), callbacks=[progress])
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
         logger.setLevel(level)

@@ -36,12 +36,14 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Start the clock and the bar."""
         self.started = time.monotonic()
+        self.epochs_before = state.epoch or 0.0
         self.progress.update(self.task, total=state.max_steps)
         self.progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
-        self.tokens_per_second = (state.epoch or 0.0) * self.tokens_per_epoch / (time.monotonic() - self.started)
+        epochs = (state.epoch or 0.0) - self.epochs_before
+        self.tokens_per_second = epochs * self.tokens_per_epoch / (time.monotonic() - self.started)
         self.progress.update(self.task, completed=state.global_step, speed=self.tokens_per_second)
 
     def on_log(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +23,23 @@ SETTINGS_NAME = "settings.json"
 class RunFolder:
     """The folder of a run, whose settings are plain data; `files` names those of them that may be files.
 
-    A file's content belongs to the settings: it could be another the next time.
+    A file's content belongs to the settings, as it could be another the next time, and so does the number of processes,
+    which share a batch between them. Where the folder lies does not.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any], files: Sequence[str]) -> None:
         self.path = Path(folder)
         contents = {name: Path(str(settings[name])) for name in files if settings[name] is not None}
-        hashes = {
-            f"content of {name}": hashlib.sha256(file.read_bytes()).hexdigest()
-            for name, file in contents.items()
-            if file.is_file()
-        }
-        self._settings: dict[str, Any] = json.loads(json.dumps({**settings, **hashes}))
+        hashes = {f"content of {name}": _hash(file) for name, file in contents.items() if file.is_file()}
+        processes = {"number of processes": int(os.environ.get("WORLD_SIZE", "1"))}
+        kept = {name: value for name, value in settings.items() if name != "output"}
+        self._settings: dict[str, Any] = json.loads(json.dumps({**kept, **hashes, **processes}))
 
     @property
-    def checkpoint(self) -> str | None:
+    def checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end, if there is one."""
-        by_step = sorted(self._checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-        return next((str(path) for path in by_step if _is_whole(path)), None)
+        by_step = sorted(self._checkpoints, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+        return next(filter(_is_whole, by_step), None)
 
     @property
     def is_begun(self) -> bool:
@@ -46,18 +47,17 @@ class RunFolder:
         return self._kept_in.exists()
 
     def check(self, resume: bool) -> None:
-        """Raise `ConfigError` where the folder is a file, or holds no such run to resume."""
+        """Raise `ConfigError` where the folder is a file, holds no such run to resume, or one that waits for it."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output is '{self.path}', which is a file; name a folder.")
         if not resume:
+            if self.is_begun and self.checkpoint and not self._differences():
+                raise ConfigError(
+                    f"'{self.path}' holds this very run, interrupted after '{self.checkpoint.name}'; resume it, or "
+                    "name another folder."
+                )
             return
-        try:
-            kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"'{self.path}' holds no run to resume: '{self._kept_in}' cannot be read.") from error
-        now = self._settings
-        different = [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
-        if different:
+        if different := self._differences():
             raise ConfigError(
                 f"the run in '{self.path}' was begun with another {', '.join(different)}; resume it with the same."
             )
@@ -68,14 +68,35 @@ class RunFolder:
             shutil.rmtree(checkpoint)
         write_atomically(self._kept_in, json.dumps(self._settings, indent=2).encode())
 
+    def end(self) -> None:
+        """Leave nothing to resume."""
+        self._kept_in.unlink(missing_ok=True)
+
+    def _differences(self) -> list[str]:
+        """Return the names of the settings that the folder's run has otherwise."""
+        try:
+            kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"'{self.path}' holds no run to resume: '{self._kept_in}' cannot be read.") from error
+        now = self._settings
+        return [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
+
     @property
     def _checkpoints(self) -> list[Path]:
         folders = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINED_NAME}")]
-        return [folder for folder in folders if folder.name.rpartition("-")[2].isdecimal()]
+        return [folder for folder in folders if re.fullmatch(r"checkpoint-[0-9]+", folder.name)]
 
     @property
     def _kept_in(self) -> Path:
         return self.path / SETTINGS_NAME
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -122,7 +122,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
             yield from _numbered(rows, f"'{path}'")
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"the data file '{path}' cannot be read: {_on_one_line(error)}.") from error
 
 

@@ -61,6 +61,8 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     if not resume and is_main_process():
         kept.begin()
     checkpoint = kept.checkpoint if resume else None
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
@@ -74,7 +76,10 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         "tokens_per_second": round(speed, 1),
         "recipe": recipe.as_dict(),
     }
-    return _write(recipe, bank, metrics)
+    result = _write(recipe, bank, metrics)
+    if is_main_process():
+        kept.end()
+    return result
 
 
 def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class System:
     text: str = ""
 
 
-def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
+def read_prefixes(given: Sequence[str], read: Callable[[str], Prefix] = load_prefix) -> dict[str, Prefix]:
     """Read prefixes of `FILE` or `NAME=FILE`; without a name, that of the file, or of the folder of prefix.safetensors.
 
     Raises `ConfigError` for two of the same name, `PrefixFormatError` for what is no prefix file.
@@ -39,7 +39,7 @@ def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
             name, file = path.stem if path.stem != "prefix" else path.absolute().parent.name, argument
         if name in prefixes:
             raise ConfigError(f"two prefixes are named '{name}'; name them as NAME=FILE.")
-        prefixes[name] = load_prefix(file)
+        prefixes[name] = read(file)
     return prefixes
 
 
@@ -70,6 +70,8 @@ def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, An
 def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
     """Return the labels that prefixes were trained to choose from; raises `ConfigError` where these differ."""
     told = [held.metadata["labels"] for held in prefixes.values() if "labels" in held.metadata]
+    if not all(isinstance(labels, list) and labels for labels in told):
+        raise ConfigError("a prefix tells of labels that are no list, so it cannot choose among them.")
     if any(labels != told[0] for labels in told):
         raise ConfigError(f"the prefixes choose from different labels: {' and '.join(map(str, told))}.")
     return list(map(str, told[0])) if told else None

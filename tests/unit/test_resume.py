@@ -1,0 +1,67 @@
+"""Which run a folder holds, and what of it there is to go on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from antefix.errors import ConfigError
+from antefix.training.resume import RunFolder
+
+
+def folder(path: Path, **settings: Any) -> RunFolder:
+    return RunFolder(str(path / "run"), {"output": "anywhere", "data": str(path / "d.jsonl"), **settings}, ["data"])
+
+
+def write_checkpoint(path: Path, name: str, whole: bool = True) -> Path:
+    checkpoint = path / "run" / name
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trained.safetensors").write_bytes(b"")
+    (checkpoint / "trainer_state.json").write_text("{}" if whole else '{"global_st')
+    return checkpoint
+
+
+def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    folder(tmp_path).begin()
+    assert folder(tmp_path).checkpoint is None
+    write_checkpoint(tmp_path, "checkpoint-9")
+    newest = write_checkpoint(tmp_path, "checkpoint-20")
+    write_checkpoint(tmp_path, "checkpoint-30", whole=False)
+    write_checkpoint(tmp_path, "checkpoint-best-100")
+    assert folder(tmp_path).checkpoint == newest
+
+
+def test_another_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text("{}")
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        folder(tmp_path).check(resume=True)
+    folder(tmp_path, seed=1).begin()
+    folder(tmp_path, seed=1, output="elsewhere").check(resume=True)
+    with pytest.raises(ConfigError, match="begun with another seed; resume it with the same"):
+        folder(tmp_path, seed=2).check(resume=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="another number of processes"):
+        folder(tmp_path, seed=1).check(resume=True)
+    monkeypatch.delenv("WORLD_SIZE")
+    data.write_text(json.dumps({"a": 1}))
+    with pytest.raises(ConfigError, match="another content of data"):
+        folder(tmp_path, seed=1).check(resume=True)
+
+
+def test_an_interrupted_run_is_not_begun_anew_by_accident(tmp_path: Path) -> None:
+    """With other settings it is, and what belongs to neither run stays."""
+    folder(tmp_path).begin()
+    folder(tmp_path).check(resume=False)
+    checkpoint, own = (write_checkpoint(tmp_path, name) for name in ("checkpoint-9", "checkpoint-best-100"))
+    with pytest.raises(ConfigError, match="holds this very run, interrupted after 'checkpoint-9'; resume it"):
+        folder(tmp_path).check(resume=False)
+    folder(tmp_path, seed=1).check(resume=False)
+    folder(tmp_path, seed=1).begin()
+    assert (checkpoint.exists(), own.exists()) == (False, True)
+    write_checkpoint(tmp_path, "checkpoint-9")
+    folder(tmp_path, seed=1).end()
+    folder(tmp_path, seed=1).check(resume=False)
