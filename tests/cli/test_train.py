@@ -219,7 +219,9 @@ def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None
         process.kill()
         signal.signal(signal.SIGINT, before)
     assert process.returncode == 130, errors
-    (kept,) = re.findall(r"stopped: interrupted; the last checkpoint is (\S+)\.$", errors, re.MULTILINE)
+    (kept,) = re.findall(
+        r"stopped: interrupted; --resume goes on from the last checkpoint, (\S+)\.$", errors, re.MULTILINE
+    )
     assert antefix.load_prefix(kept).num_virtual_tokens == 4
     assert "Traceback" not in errors
     assert not (out / "metrics.json").exists()

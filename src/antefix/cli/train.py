@@ -111,11 +111,9 @@ def train_reporting_interrupts(recipe: Recipe, console: Console, resume: bool = 
     except KeyboardInterrupt as interrupt:
         found = {path: path.stat().st_mtime for path in Path(recipe.output).glob("checkpoint-*/prefix.safetensors")}
         checkpoints = sorted((path for path in found if found[path] >= started), key=found.__getitem__)
-        kept = (
-            f"the last checkpoint is {checkpoints[-1]}; --resume goes on from there"
-            if checkpoints
-            else "there was no checkpoint yet"
-        )
+        kept = "there was no checkpoint yet"
+        if checkpoints:
+            kept = f"--resume goes on from the last checkpoint, {checkpoints[-1]}"
         console.print(f"[bold yellow]stopped:[/] interrupted; {kept}.", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from interrupt
 

@@ -16,8 +16,8 @@ def similarity(first: Prefix, second: Prefix) -> float:
     """Return linear CKA of the values' Gram matrices over the channels, from 0 to 1, in the mean of the sites.
 
     Centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), not centred and with channels in the place of
-    examples: 1 where the values of both weigh the channels alike, up to a factor, in any order of the tokens, 0 where they share
-    none; long values count most.
+    examples: 1 where the values of both weigh the channels alike, up to a factor, in any order of the tokens, 0 where
+    they share none; long values count most.
     Raises `PrefixMismatchError` where the prefixes have different sites.
     """
     if {site.path: site for site in first.sites} != {site.path: site for site in second.sites}:
