@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from antefix.bank import PrefixBank
+from antefix.errors import AntefixError
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.curve import draw_loss_curve
 from antefix.training.evaluation import score
@@ -63,7 +64,11 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     checkpoint = kept.checkpoint if resume else None
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
-    history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
+    try:
+        history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
+    except AntefixError:  # it diverged, and would again
+        kept.end()
+        raise
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
         "before": before,

@@ -48,9 +48,9 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     console = console or Console(stderr=True)
     folder = Path(settings.output)
     kept = RunFolder(settings.output, settings.as_dict(), ("document", "data", "eval_data"))
-    kept.check(resume)
     if kept.is_begun and not resume:
         raise ConfigError(f"'{folder}' holds a distillation already; resume it, or name another folder.")
+    kept.check(resume)
     classroom = prepare(settings)
     if not resume:
         kept.begin()
