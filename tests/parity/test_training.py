@@ -188,7 +188,7 @@ def test_reentrant_checkpointing_is_refused(name: str) -> None:
         model(**inputs)
 
 
-def test_the_first_token_of_a_text_stays() -> None:
+def test_a_frozen_first_token_of_a_text_stays() -> None:
     from transformers import AutoTokenizer
 
     from antefix.embedded import model_path
@@ -197,7 +197,7 @@ def test_the_first_token_of_a_text_stays() -> None:
     model = FAMILIES["Llama"].build()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     bank = antefix.attach(model)
-    bank.add("p", antefix.PrefixConfig(6), tokenizer=tokenizer)
+    bank.add("p", antefix.PrefixConfig(6, num_frozen_tokens=1), tokenizer=tokenizer)
     before = bank.prefix("p")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     ids = draw_ids(2, 6)
