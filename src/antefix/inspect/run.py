@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from antefix.bank import PrefixBank
+from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
 from antefix.initialize import text_ids, token_prefix
 from antefix.inspect.ablation import without_each_layer
@@ -95,7 +96,8 @@ def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
     if not isinstance(settings, Mapping) or settings.get("init", "text") != "text":
         return None
     text = settings.get("init_text")
-    if settings.get("num_virtual_tokens", 32) != prefix.num_virtual_tokens or not isinstance(text, str | None):
+    length = settings.get("num_virtual_tokens", PrefixConfig.num_virtual_tokens)
+    if length != prefix.num_virtual_tokens or not isinstance(text, str | None):
         return None  # it is a part of what was trained, or more than that
     tokenizer = task.encoder.tokenizer
     ids = text_ids(tokenizer, text, prefix.num_virtual_tokens)
