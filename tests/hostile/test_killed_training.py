@@ -21,7 +21,7 @@ NUM_KILLS = 3
 def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-W", "ignore", "-m", "antefix", "train", "--model", "embedded", "--data", str(data),
-        "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--num-virtual-tokens", "4", "--epochs", "12",
+        "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--num-virtual-tokens", "4", "--epochs", "6",
         "--output", str(folder), *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -43,7 +43,7 @@ def test_killed_and_resumed_training_has_the_same_curve(tmp_path: Path) -> None:
         before = set(killed.glob("checkpoint-*"))
         while not set(killed.glob("checkpoint-*")) - before and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.random() * 0.2)
+        time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         ended_by.append(process.returncode)
