@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from transformers import AutoTokenizer
 
 from antefix.training import Distillation, distill
 from antefix.training.distillation.settings import Objective
-from benchmarks.quality.base import CACHE, base_folder
+from benchmarks.quality.pretraining import BASE
 from benchmarks.quality.registers import Register
 
+CACHE = Path(__file__).parent / "cache"
+"""Where documents and prefixes lie while the study goes on; their figures are in its ledger."""
 NUM_PEOPLE = 18
 SEEDS = (0, 1, 2)
 RATIOS = (5, 10, 20, 40)
@@ -40,46 +42,44 @@ class Distilled:
     objective: Objective = "kl"
 
     @property
-    def is_done(self) -> bool:
-        """Whether its figures are there."""
-        return (self._folder / "distillation.json").is_file()
+    def identity(self) -> dict[str, Any]:
+        """What it is, as JSON has it."""
+        found: dict[str, Any] = json.loads(json.dumps({"task": "documents", **asdict(self), "lessons": LESSONS}))
+        return found
 
-    @property
-    def file_name(self) -> str:
-        """The name of its folder: another one with other lessons."""
+    def __str__(self) -> str:
+        """Return the name of its folder: another one with other lessons."""
         lessons = hashlib.sha256(json.dumps(LESSONS, sort_keys=True).encode()).hexdigest()[:8]
         return f"register-{self.seed}-{self.ratio}-{self.objective}-{lessons}"
 
-    def __str__(self) -> str:
-        return self.file_name
-
-    def figures(self) -> dict[str, Any]:
-        """Return the report; distil first, if that was not done."""
-        if not self.is_done:
-            document, questions = self._written()
-            settings = Distillation(
-                model=str(base_folder()),
-                document=str(document),
-                output=str(self._folder),
-                prefix={"num_virtual_tokens": -(-self._num_tokens(document) // self.ratio)},
-                eval_data=str(questions),
-                prompt="Question: {question}\nAnswer:",
-                answer=" {answer}",
-                objective=self.objective,
-                seed=self.seed,
-                **LESSONS,
-            )
+    def execute(self) -> dict[str, Any]:
+        """Distil, going on where that was interrupted; return the report."""
+        document, questions = self._written()
+        settings = Distillation(
+            model=str(BASE),
+            document=str(document),
+            output=str(self._folder),
+            prefix={"num_virtual_tokens": -(-self._num_tokens(document) // self.ratio)},
+            eval_data=str(questions),
+            prompt="Question: {question}\nAnswer:",
+            answer=" {answer}",
+            objective=self.objective,
+            seed=self.seed,
+            **LESSONS,
+        )
+        report = self._folder / "distillation.json"
+        if not report.is_file():
             distill(settings, Console(quiet=True), resume=self._folder.exists())
-        found: dict[str, Any] = json.loads((self._folder / "distillation.json").read_text())
+        found: dict[str, Any] = json.loads(report.read_text())
         return found
 
     @property
     def _folder(self) -> Path:
-        return CACHE / "base" / "documents" / self.file_name
+        return CACHE / str(self)
 
     def _written(self) -> tuple[Path, Path]:
         """Write the document and questions about it."""
-        folder = CACHE / "base" / "documents" / "texts" / self.file_name
+        folder = CACHE / "texts" / str(self)
         folder.mkdir(parents=True, exist_ok=True)
         register = Register.draw(random.Random(f"register {self.seed}"), NUM_PEOPLE)
         (folder / "register.txt").write_text(register.text)
@@ -88,7 +88,7 @@ class Distilled:
         return folder / "register.txt", folder / "questions.jsonl"
 
     def _num_tokens(self, document: Path) -> int:
-        return len(AutoTokenizer.from_pretrained(base_folder())(document.read_text())["input_ids"])
+        return len(AutoTokenizer.from_pretrained(BASE)(document.read_text())["input_ids"])
 
 
 PLAN = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
+from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.methods import Method
 from benchmarks.quality.runs import Run
 
@@ -51,15 +53,15 @@ class Contender:
         """Return the runs that choose the learning rate."""
         return [Run(task, self.at(rate), split="validation") for rate in self.rates]
 
-    def chosen(self, task: str) -> Method:
-        """Return the method at the learning rate whose loss on validation data is least."""
-        best = min(self.tuning(task), key=lambda run: run.figures()["scores"]["loss"])
-        return best.method
+    def best(self, task: str, ledger: Ledger) -> tuple[float, Method]:
+        """Return the least loss on validation data and the method at that learning rate; those runs come before."""
+        found = ((_loss(ledger.figures(run)), run.method) for run in self.tuning(task))
+        return min(found, key=itemgetter(0))
 
-    def finals(self, task: str, num_examples: int | None = None) -> list[Run]:
-        """Return the runs of all seeds, measured on test data; those that choose the rate are to be run before."""
+    def finals(self, task: str, ledger: Ledger, num_examples: int | None = None) -> list[Run]:
+        """Return the runs of all seeds at the best learning rate, measured on test data."""
         seeds = SEEDS if self.rates != (0.0,) else SEEDS[:1]
-        return [Run(task, self.chosen(task), seed, num_examples) for seed in seeds]
+        return [Run(task, self.best(task, ledger)[1], seed, num_examples) for seed in seeds]
 
 
 FULL_TUNING = Contender("full fine-tuning", "full", FULL)
@@ -71,9 +73,9 @@ def prefix(task: str, name: str = "prefix", rates: tuple[float, ...] = FLAT, **s
     return Contender(name, "antefix", rates, {"num_virtual_tokens": LENGTH[task], "num_frozen_tokens": 0, **settings})
 
 
-def near(task: str) -> tuple[float, ...]:
-    """Return the default prefix's learning rate and those on either side of it; peers are to be run before."""
-    number = FLAT.index(prefix(task).chosen(task).learning_rate)
+def near(task: str, ledger: Ledger) -> tuple[float, ...]:
+    """Return the default prefix's learning rate and those on either side of it."""
+    number = FLAT.index(prefix(task).best(task, ledger)[1].learning_rate)
     return FLAT[max(number - 1, 0) : number + 2]
 
 
@@ -87,7 +89,7 @@ def lora(task: str) -> Contender:
     return Contender("LoRA, equal", "lora", LORA, {"r": EQUAL_RANK[task], "target_modules": ("q_proj", "v_proj")})
 
 
-def peers(task: str) -> list[Contender]:
+def peers(task: str, ledger: Ledger) -> list[Contender]:
     """Return what the prefix is held against."""
     projected = {"num_virtual_tokens": PEFT_LENGTH[task], "prefix_projection": True, "encoder_hidden_size": 512}
     return [
@@ -101,9 +103,9 @@ def peers(task: str) -> list[Contender]:
     ]
 
 
-def settings(task: str) -> list[Contender]:
-    """Return prefixes that differ from the default in one setting; peers are to be run before."""
-    rates = near(task)
+def settings(task: str, ledger: Ledger) -> list[Contender]:
+    """Return prefixes that differ from the default in one setting."""
+    rates = near(task, ledger)
     found = [
         prefix(task, "MLP", MLP, reparameterization="mlp"),
         prefix(task, "random", rates, init="random"),
@@ -116,9 +118,9 @@ def settings(task: str) -> list[Contender]:
     return found
 
 
-def variants(task: str) -> list[Contender]:
-    """Return what the literature offers beyond the settings that antefix has; peers are to be run before."""
-    usual, rates = prefix(task).settings, near(task)
+def variants(task: str, ledger: Ledger) -> list[Contender]:
+    """Return what the literature offers beyond the settings that antefix has."""
+    usual, rates = prefix(task).settings, near(task, ledger)
     return [
         Contender("steps scaled by RMS", "scaled", SCALED, {**usual, "by": "rms"}),
         Contender("values at a third of the rate", "scaled", rates, {**usual, "by": "values", "factor": 1 / 3}),
@@ -131,9 +133,28 @@ def variants(task: str) -> list[Contender]:
     ]
 
 
-def few_examples(task: str) -> list[Contender]:
-    """Return what is trained on few examples as well."""
+def few_examples(task: str, ledger: Ledger) -> list[Contender]:
+    """Return what is trained on few examples as well, at the learning rates for all of them."""
     return [prefix(task), peft_prefix(task), lora(task), FULL_TUNING]
 
 
-GROUPS: dict[str, Callable[[str], Iterable[Contender]]] = {"peers": peers, "settings": settings, "variants": variants}
+GROUPS: dict[str, Callable[[str, Ledger], list[Contender]]] = {
+    "peers": peers,
+    "settings": settings,
+    "variants": variants,
+    "few": few_examples,
+}
+"""What is compared, in the order in which it is run: the rates of later groups hang on the figures of earlier ones."""
+
+
+def finals(group: str, contender: Contender, task: str, ledger: Ledger) -> list[Run]:
+    """Return the runs of a contender on test data: none of a variant no better than the default on validation data."""
+    if group == "few":
+        return [run for number in NUM_EXAMPLES for run in contender.finals(task, ledger, number)]
+    if group == "variants" and contender.best(task, ledger)[0] >= prefix(task).best(task, ledger)[0]:
+        return []
+    return contender.finals(task, ledger)
+
+
+def _loss(figures: dict[str, Any]) -> float:
+    return float(figures["scores"]["loss"])

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, of which nothing is run again that has its figures."""
+"""Runs in processes of their own; nothing is run again that the ledger has."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any, Protocol
 
 import torch
 import transformers
 
-
-class Kept(Protocol):
-    """Something to run, whose figures are kept in a file."""
-
-    @property
-    def file_name(self) -> str:
-        """The name of the file: the same for the same run."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its figures are there."""
-
-    def figures(self) -> dict[str, Any]:
-        """Return its figures; run it first, if it was not run."""
+from benchmarks.__main__ import environment
+from benchmarks.quality.ledger import Ledger, Measurable
 
 
-def run_all(runs: Sequence[Kept], workers: int) -> None:
-    """Run what was not run yet, so many at a time."""
-    pending = list({run.file_name: run for run in runs if not run.is_done}.values())
-    started = time.monotonic()
+def run_all(runs: Sequence[Measurable], ledger: Ledger, workers: int) -> None:
+    """Run what the ledger does not have yet, so many at a time, and record each as soon as it is done."""
+    pending = list({str(run.identity): run for run in runs if run not in ledger}.values())
+    started, depends_on = time.monotonic(), environment(1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-        futures = {pool.submit(run.figures): run for run in pending}
+        futures = {pool.submit(run.execute): run for run in pending}
         for number, future in enumerate(as_completed(futures), start=1):
-            found = future.result()
-            print(f"{number}/{len(pending)} {time.monotonic() - started:.0f} s  {futures[future]}", flush=True)
+            found, run = future.result(), futures[future]
+            ledger.record(run, found, depends_on)
+            print(f"{number}/{len(pending)} {time.monotonic() - started:.0f} s  {run}", flush=True)
             print("   ", json.dumps(found.get("scores") or found.get("questions")), flush=True)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality import prose
+from benchmarks.quality.documents import PLAN
+from benchmarks.quality.ledger import Ledger
+from benchmarks.quality.plan import GROUPS, finals
 from benchmarks.quality.plots import above, plot_curves, plot_documents, plot_examples, plot_parameters
+from benchmarks.quality.pretraining import BASE
 
 TITLES = {"phonemes": "British phonemes", "family": "Family friendly", "e2e": "E2E"}
 METRICS = {
@@ -24,44 +29,48 @@ NAMES = {"exact_match": "exact match", "accuracy": "accuracy", "bleu": "BLEU", "
 
 @dataclass(frozen=True)
 class Row:
-    """A contender on a task: its figures on test data, one of each seed."""
+    """A contender on a task: its best loss on validation data, and its figures on test data, one of each seed."""
 
     name: str
     group: str
     num_examples: int | None
     learning_rate: float
-    parameters: int
+    validation_loss: float
     runs: Sequence[dict[str, Any]]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it trains."""
+        return int(self.runs[0]["parameters"])
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of every seed."""
         return [run["scores"][metric] for run in self.runs]
 
     def shown(self, metric: str) -> str:
-        """Return mean and spread of a metric as the page shows them."""
+        """Return mean and spread of a metric as the page shows them; nothing of what was not measured."""
+        if not self.runs:
+            return ""
         return spread(self.values(metric), 100 if metric in ("exact_match", "accuracy") else 1)
 
 
-def write_page(page: Path, figures: Path) -> None:
+def write_page(page: Path, ledger: Ledger) -> None:
     """Write the page and its plots, with what was measured."""
-    found = json.loads(figures.read_text())
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
-    rows = {task: rows_of(found, task) for task in TITLES}
-    parts = [prose.INTRODUCTION, _environment(found)]
+    rows = {task: rows_of(task, ledger) for task in TITLES}
+    parts = [prose.INTRODUCTION, _environment(ledger)]
     for task in TITLES:
         parts += _task(task, rows[task], images)
-    for group, title, text in (
-        ("settings", "Settings of a prefix", prose.SETTINGS),
-        ("variants", "What the literature offers", prose.VARIANTS),
-    ):
-        parts += [f"## {title}", text, _across(rows, group)]
+    parts += ["## Settings of a prefix", prose.SETTINGS, _settings(rows)]
+    parts += ["## What the literature offers", prose.VARIANTS, _variants(rows)]
     parts += ["## Few examples", prose.FEW]
     for task in TITLES:
         parts += _few(task, [row for row in rows[task] if row.group == "few"], images)
     parts += ["## Forgetting", prose.FORGETTING, _forgetting(rows["e2e"])]
-    plot_documents(found["documents"], images / "quality-documents.png")
-    parts += ["## Distilled documents", prose.DOCUMENTS, _documents(found["documents"])]
+    documents = [{**asdict(document), "report": ledger.figures(document)} for document in PLAN]
+    plot_documents(documents, images / "quality-documents.png")
+    parts += ["## Distilled documents", prose.DOCUMENTS, _documents(documents)]
     parts.append("![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)")
     page.write_text("\n\n".join(parts) + "\n")
 
@@ -79,16 +88,17 @@ def _task(task: str, rows: Sequence[Row], images: Path) -> list[str]:
     ]
 
 
-def rows_of(found: dict[str, Any], task: str) -> list[Row]:
+def rows_of(task: str, ledger: Ledger) -> list[Row]:
     """Return a task's contenders in the order of the plan."""
-    grouped: dict[tuple[str, str, int | None], list[dict[str, Any]]] = {}
-    for run in found["runs"]:
-        if run["task"] == task and run["split"] == "test":
-            grouped.setdefault((run["contender"], run["group"], run["num_examples"]), []).append(run)
-    return [
-        Row(name, group, number, runs[0]["method"]["learning_rate"], runs[0]["parameters"], runs)
-        for (name, group, number), runs in grouped.items()
-    ]
+    found = []
+    for group, contenders in GROUPS.items():
+        for contender in contenders(task, ledger):
+            runs = finals(group, contender, task, ledger)
+            loss, method = contender.best(task, ledger)
+            for number in dict.fromkeys(run.num_examples for run in runs) or (None,):
+                figures = [ledger.figures(run) for run in runs if run.num_examples == number]
+                found.append(Row(contender.name, group, number, method.learning_rate, loss, figures))
+    return found
 
 
 def spread(values: Sequence[float], factor: float = 1) -> str:
@@ -98,8 +108,8 @@ def spread(values: Sequence[float], factor: float = 1) -> str:
     return f"{mean(of):.{digits}f}" + (f" ± {stdev(of):.{digits}f}" if len(of) > 1 else "")
 
 
-def _environment(found: dict[str, Any]) -> str:
-    of, base = found["environment"], found["base"]
+def _environment(ledger: Ledger) -> str:
+    of, base = ledger.lines[-1]["environment"], json.loads((BASE / "pretraining.json").read_text())
     versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
     return (
         f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}; commit {of['commit']}. The "
@@ -117,20 +127,33 @@ def _table(task: str, rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def _across(rows: dict[str, list[Row]], group: str) -> str:
-    """Show one group of contenders on all tasks, below the default prefix."""
-    by = {(task, row.name): row for task in TITLES for row in rows[task] if row.group in ("peers", group)}
-    names = dict.fromkeys(row.name for task in TITLES for row in rows[task] if row.group == group)
+def _settings(rows: dict[str, list[Row]]) -> str:
+    """Show the settings on all tasks, below the default prefix."""
     head = [""]
     for task, title in TITLES.items():
         head += [f"{title}: {NAMES[METRICS[task][0]]}", "loss"]
+    return _across(rows, "settings", head, lambda task, row: [row.shown(METRICS[task][0]), row.shown("loss")])
+
+
+def _variants(rows: dict[str, list[Row]]) -> str:
+    """Show the variants on all tasks, below the default prefix: loss on validation data, the headline of the better."""
+    head = [""]
+    for task, title in TITLES.items():
+        head += [f"{title}: validation loss", NAMES[METRICS[task][0]]]
+    return _across(
+        rows, "variants", head, lambda task, row: [f"{row.validation_loss:.3f}", row.shown(METRICS[task][0])]
+    )
+
+
+def _across(
+    rows: dict[str, list[Row]], group: str, head: Sequence[str], cells: Callable[[str, Row], Sequence[str]]
+) -> str:
+    by = {(task, row.name): row for task in TITLES for row in rows[task] if row.group in ("peers", group)}
+    names = dict.fromkeys(row.name for task in TITLES for row in rows[task] if row.group == group)
     lines = []
     for name in ("prefix", *names):
-        cells = [name]
-        for task in TITLES:
-            row = by.get((task, name))
-            cells += [row.shown(METRICS[task][0]), row.shown("loss")] if row else ["", ""]
-        lines.append(cells)
+        found = [cells(task, by[task, name]) if (task, name) in by else ("", "") for task in TITLES]
+        lines.append([name, *chain.from_iterable(found)])
     return table(head, lines)
 
 

@@ -1,22 +1,18 @@
-"""One run of the study: a method on a task, trained and measured; its figures are kept in a file."""
+"""One run of the study: a method on a task, trained and measured."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from antefix.storage import write_atomically
-from benchmarks.quality.base import CACHE
 from benchmarks.quality.corpus import general_text
 from benchmarks.quality.methods import Adapted, Method
 from benchmarks.quality.tasks import BATCH_SIZE, STEPS, Task, load
@@ -46,28 +42,13 @@ class Run:
         return STEPS[self.task] // (1 if self.num_examples is None else 3)
 
     @property
-    def file_name(self) -> str:
-        """The name of the file of figures: the same for the same run."""
-        whole = json.dumps(asdict(self), sort_keys=True) + str(self.num_steps)
-        return f"{self.task}-{self.method.kind}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.json"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its figures are there."""
-        return self._file.is_file()
-
-    def figures(self) -> dict[str, Any]:
-        """Return the figures of this run; train and measure first, if it was not run."""
-        if not self.is_done:
-            write_atomically(self._file, json.dumps(self._execute(), indent=1).encode())
-        found: dict[str, Any] = json.loads(self._file.read_text())
+    def identity(self) -> dict[str, Any]:
+        """What it is, as JSON has it."""
+        found: dict[str, Any] = json.loads(json.dumps({**asdict(self), "steps": self.num_steps}))
         return found
 
-    @property
-    def _file(self) -> Path:
-        return CACHE / "base" / "runs" / self.file_name  # so that figures go with the base they belong to
-
-    def _execute(self) -> dict[str, Any]:
+    def execute(self) -> dict[str, Any]:
+        """Train and measure; return scores, trained parameters, seconds and the training loss of each tenth."""
         torch.manual_seed(self.seed)
         task = load(self.task, self.num_examples, self.seed)
         adapted = self.method.apply(task.model, task.encoder.tokenizer)

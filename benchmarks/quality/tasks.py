@@ -22,8 +22,8 @@ from antefix.training.generation import write
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import answer_metric
 from antefix.training.tokens import Encoder, ExampleTokenizer, Part
-from benchmarks.quality.base import base_folder
 from benchmarks.quality.corpus import SHARED
+from benchmarks.quality.pretraining import BASE
 
 Scores = dict[str, float]
 HEADLINE = {"e2e": "bleu", "phonemes": "exact_match", "family": "accuracy"}
@@ -56,7 +56,7 @@ def load(name: str, num_examples: int | None = None, seed: int = 0) -> Task:
 
 def _e2e() -> tuple[Task, list[Example]]:
     """Say what a meaning representation says (Novikova et al. 2017)."""
-    model, encoder = load_base(str(base_folder()))
+    model, encoder = load_base(str(BASE))
     score = _Writing(encoder, _pairs, most=64, num_answers=200)
     return Task(model, encoder, (), score), _pairs("train")
 
@@ -71,7 +71,7 @@ def _phonemes() -> tuple[Task, list[Example]]:
 
 def _family() -> tuple[Task, list[Example]]:
     """Tell whether a text says that a place welcomes families."""
-    task = Classification.load(str(base_folder()), ("no", "unsaid", "yes"))
+    task = Classification.load(str(BASE), ("no", "unsaid", "yes"))
 
     def score(model: Any, split: str) -> Scores:
         part = Part.encoded(_texts(split)[:1000], task.encoder)
