@@ -29,7 +29,7 @@ test: lint docs  ## run every check but the slow ones
 
 test-all: test  ## run the slow ones too, and hold the support matrix against them
 	$(PARITY) -m slow
-	$(BIN)/python -m tests.parity.matrix $(CELLS) README.md --check
+	$(BIN)/python -m tests.parity.matrix $(CELLS) docs/support.md --check
 
 test-vllm: .venv-vllm/done  ## run vLLM with prefixes, and hold the table of exactness against it
 	$(TEST_VLLM)
@@ -43,7 +43,7 @@ matrix: .venv/dev.done  ## write the support matrix anew
 	rm -f $(CELLS)
 	$(PARITY) $(FAST)
 	$(PARITY) -m slow
-	$(BIN)/python -m tests.parity.matrix $(CELLS) README.md
+	$(BIN)/python -m tests.parity.matrix $(CELLS) docs/support.md
 
 lint: .venv/dev.done  ## style, types and the ladder of imports
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from antefix.errors import ConfigError, PrefixFormatError, PrefixMismatchError
 from antefix.shapes import Float
 from antefix.sites import Site
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
@@ -103,11 +105,14 @@ class Prefix:
                 ("value", self.values[site.path], site.value_dim),
             ):
                 expected = (site.num_key_value_heads, tokens, dim)
-                if tuple(tensor.shape) != expected or not tensor.is_floating_point():
+                if tuple(tensor.shape) != expected or tensor.dtype not in DTYPES:
                     raise PrefixFormatError(
                         f"the {name} of '{site.path}' is {tensor.dtype} of shape {tuple(tensor.shape)}; "
-                        f"expected a floating-point tensor of shape {expected}."
+                        f"expected float32, bfloat16, float16 or float64 of shape {expected}."
                     )
+        for name, tensor in self.modules.items():
+            if tensor.dtype not in DTYPES:
+                raise PrefixFormatError(f"'{name}' is {tensor.dtype}; expected float32, bfloat16, float16 or float64.")
 
 
 def geometry_fingerprint(sites: Sequence[Site]) -> str:

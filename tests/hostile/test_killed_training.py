@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import antefix
 from antefix.embedded.records import draw_examples
+from antefix.training.checkpoint import TRAINED_NAME
 
 NUM_KILLS = 3
 
@@ -21,8 +25,8 @@ NUM_KILLS = 3
 def _train(folder: Path, data: Path, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-W", "ignore", "-m", "antefix", "train", "--model", "embedded", "--data", str(data),
-        "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--num-virtual-tokens", "4", "--epochs", "6",
-        "--output", str(folder), *more,
+        "--prompt", "{source}\\n=>\\n", "--answer", "{target}", "--num-virtual-tokens", "4", "--epochs", "12",
+        "--batch-size", "4", "--output", str(folder), *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -33,9 +37,20 @@ def _end(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+def _move_weights(folder: Path) -> None:
+    """Add a little to what the newest checkpoint holds of the prefix."""
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    file = newest / TRAINED_NAME
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) + 0.01 for name in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata()
+    save_file(tensors, file, metadata)
+
+
 def test_killed_and_resumed_training_has_the_same_curve(tmp_path: Path) -> None:
-    data, whole, killed = tmp_path / "data.jsonl", tmp_path / "whole", tmp_path / "killed"
-    data.write_text("".join(json.dumps(row) + "\n" for row in draw_examples("headline", 200, seed=0)))
+    """And elsewhere, had its checkpoint been another: what is resumed is what was kept."""
+    data, whole, killed, altered = (tmp_path / name for name in ("data.jsonl", "whole", "killed", "altered"))
+    data.write_text("".join(json.dumps(row) + "\n" for row in draw_examples("headline", 40, seed=0)))
     _end(_train(whole, data))
     rng, ended_by = random.Random(0), []
     for number in range(NUM_KILLS):
@@ -47,10 +62,15 @@ def test_killed_and_resumed_training_has_the_same_curve(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         ended_by.append(process.returncode)
-    assert "going on from" in _end(_train(killed, data, "--resume"))
     assert -signal.SIGKILL in ended_by
+    shutil.copytree(killed, altered)
+    _move_weights(altered)
+    for folder in (killed, altered):
+        assert "going on from" in _end(_train(folder, data, "--resume"))
     curves = [json.loads((folder / "metrics.json").read_text())["train_loss"] for folder in (whole, killed)]
     assert curves[0] == curves[1]
-    first, second = (antefix.load_prefix(folder / "prefix.safetensors") for folder in (whole, killed))
+    assert curves[0][-1]["step"] > 100  # where Trainer logs every other step, and may save between two logs
+    first, second, other = (antefix.load_prefix(folder / "prefix.safetensors") for folder in (whole, killed, altered))
     assert all(torch.equal(first.keys[path], second.keys[path]) for path in first.keys)
     assert all(torch.equal(first.values[path], second.values[path]) for path in first.values)
+    assert not any(torch.equal(first.values[path], other.values[path]) for path in first.values)

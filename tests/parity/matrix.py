@@ -1,6 +1,6 @@
-"""The support matrix: `python -m tests.parity.matrix CELLS README.md` writes it from results of the tests.
+"""The support matrix: `python -m tests.parity.matrix CELLS docs/support.md` writes it from results of the tests.
 
-With `--check` it writes nothing and fails unless the README has it already.
+With `--check` it writes nothing and fails unless the page has it already.
 """
 
 from __future__ import annotations
@@ -38,26 +38,24 @@ def render(cells: Cells) -> str:
     reasons: list[str] = []
     parts = [table(cells, file, reasons) for file in TITLES]
     notes = [f"{number}. {reason[0].upper()}{reason[1:]}." for number, reason in enumerate(reasons, start=1)]
-    return "\n\n".join([*parts, "\n".join(notes)])
+    return "\n\n".join([*parts, "## Reasons", "\n".join(notes)])
 
 
 def table(cells: Cells, file: str, reasons: list[str]) -> str:
-    """Return one table, folded; reasons for gaps are numbered through all of them."""
+    """Return one table; reasons for gaps are numbered through all of them."""
     tests = list(dict.fromkeys(test for where, test, _ in cells if where == file))
     families = [name for name in FAMILIES if any((file, test, name) in cells for test in tests)]
     rows = [[name, *(mark(cells.get((file, test, name)), reasons) for test in tests)] for name in families]
     passed = sum(ending == "" for (where, _, _), ending in cells.items() if where == file)
     total = sum(where == file for where, _, _ in cells)
     lines = [
-        f"<details><summary>{TITLES[file]}: {passed} of {total}</summary>",
+        f"## {TITLES[file]}: {passed} of {total}",
         "",
         f"Each cell is `tests/parity/{file}::test_COLUMN[ROW]`, with `_` for spaces in the column.",
         "",
         *(" | ".join(["", *row, ""]).strip() for row in [["", *(t.replace("_", " ") for t in tests)]]),
         "|" + " --- |" * (len(tests) + 1),
         *(" | ".join(["", *row, ""]).strip() for row in rows),
-        "",
-        "</details>",
     ]
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ def test_a_prefix_can_be_copied_and_pickled() -> None:
         assert torch.equal(other.keys["a"], prefix.keys["a"])
 
 
-@pytest.mark.parametrize("change", ["missing", "shape", "length", "dtype", "empty"])
+@pytest.mark.parametrize("change", ["missing", "shape", "length", "dtype", "fp8", "empty"])
 def test_tensors_must_fit_their_sites(change: str) -> None:
     prefix = random_prefix(SITES, 3)
     keys = dict(prefix.keys)
@@ -44,6 +44,8 @@ def test_tensors_must_fit_their_sites(change: str) -> None:
         keys["b"] = torch.zeros(2, 4, 6)
     elif change == "dtype":
         keys["b"] = keys["b"].to(torch.complex64)
+    elif change == "fp8":
+        keys["b"] = keys["b"].to(torch.float8_e4m3fn)
     else:
         keys = {path: torch.zeros(2, 0, 6) for path in keys}
     with pytest.raises(antefix.PrefixFormatError):

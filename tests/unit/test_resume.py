@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from antefix.errors import ConfigError
 from antefix.training.resume import RunFolder
@@ -19,7 +21,8 @@ def folder(path: Path, **settings: Any) -> RunFolder:
 def write_checkpoint(path: Path, name: str, whole: bool = True) -> Path:
     checkpoint = path / "run" / name
     checkpoint.mkdir(parents=True)
-    (checkpoint / "trained.safetensors").write_bytes(b"")
+    save_file({"moved": torch.zeros(2)}, checkpoint / "trained.safetensors")
+    torch.save({"state": torch.arange(64)}, checkpoint / "optimizer.pt")
     (checkpoint / "trainer_state.json").write_text("{}" if whole else '{"global_st')
     return checkpoint
 
@@ -32,6 +35,19 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "checkpoint-30", whole=False)
     write_checkpoint(tmp_path, "checkpoint-best-100")
     assert folder(tmp_path).checkpoint == newest
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "trained.safetensors"])
+@pytest.mark.parametrize("how", ["cut", "a bit"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, how: str, tmp_path: Path) -> None:
+    folder(tmp_path).begin()
+    older, newer = (write_checkpoint(tmp_path, f"checkpoint-{step}") for step in (1, 2))
+    assert folder(tmp_path).checkpoint == newer
+    file = newer / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if name == "optimizer.pt" else 0] ^= 0b100
+    file.write_bytes(content[:-20] if how == "cut" else content)
+    assert folder(tmp_path).checkpoint == older
 
 
 def test_another_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 
 from antefix.errors import ConfigError, DataError
 from antefix.training.rows import is_table, read_rows, stream_rows
@@ -97,6 +97,13 @@ def test_folders_that_datasets_wrote(tmp_path: Path) -> None:
     (one / "state.json").write_text("{")
     with pytest.raises(DataError, match="is not one that datasets' save_to_disk wrote"):
         read_rows(one)
+
+
+def test_a_row_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    broken = Dataset.from_list([{"picture": b"no picture"}]).cast_column("picture", Image())
+    broken.save_to_disk(str(tmp_path / "pictures"))
+    with pytest.raises(DataError, match="the rows of '.*pictures' cannot be read: cannot identify image"):
+        read_rows(tmp_path / "pictures")
 
 
 def test_the_hub_is_asked_for_what_is_no_file() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from antefix.errors import ConfigError
 from antefix.training.progress import ProgressCallback
@@ -37,7 +37,7 @@ def fit(
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        trainer = make_trainer(args=_arguments(schedule), callbacks=[progress])
+        trainer = make_trainer(args=_arguments(schedule), callbacks=[progress, LogsWhatItSaves()])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -45,6 +45,14 @@ def fit(
         logger.setLevel(level)
     history = [{"step": log["step"], "loss": float(log["loss"])} for log in trainer.state.log_history if "loss" in log]
     return history, progress.tokens_per_second
+
+
+class LogsWhatItSaves(TrainerCallback):
+    """Ends the mean of the logged loss at each checkpoint, so that a run resumed from there logs the same curve."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log where Trainer is about to save."""
+        control.should_log = control.should_log or control.should_save
 
 
 def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:

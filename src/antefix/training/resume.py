@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from antefix.errors import ConfigError
@@ -37,7 +39,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end, if there is one."""
+        """The newest checkpoint that was written to its end and not damaged since, if there is one."""
         by_step = sorted(self._checkpoints, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
         return next(filter(_is_whole, by_step), None)
 
@@ -100,8 +102,16 @@ def _hash(file: Path) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether all of a checkpoint was written, of which Trainer's state comes last."""
+    """Tell whether all of a checkpoint was written, of which Trainer's state comes last, and reads as it was written.
+
+    What torch saves is a zip archive, whose checksums tell without unpickling anything.
+    """
     try:
-        return isinstance(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        for file in (path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    return False
+        with safe_open(checkpoint / TRAINED_NAME, framework="pt"):
+            return isinstance(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False

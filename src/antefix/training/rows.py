@@ -141,7 +141,7 @@ def _rows_of_folder(path: Path, split: str | None) -> Iterator[Row]:
         loaded = loaded[wanted]
     elif split is not None:
         raise DataError(f"the folder '{path}' holds one dataset, which has no split '{split}' to choose.")
-    return _numbered(loaded, f"'{path}'")
+    return _rows_of_dataset(loaded, f"'{path}'")
 
 
 def _rows_of_hub(name: str, config: str | None, split: str) -> Iterator[Row]:
@@ -152,7 +152,14 @@ def _rows_of_hub(name: str, config: str | None, split: str) -> Iterator[Row]:
         raise DataError(
             f"'{name}' is neither a file nor a dataset of the hub that can be loaded: {_on_one_line(error)}"
         ) from error
-    return _numbered(loaded, f"'{name}' ({split})")
+    return _rows_of_dataset(loaded, f"'{name}' ({split})")
+
+
+def _rows_of_dataset(loaded: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
+    try:
+        yield from _numbered(loaded, name)
+    except Exception as error:  # a column is decoded when its row is read, and fails as its decoder does
+        raise DataError(f"the rows of {name} cannot be read: {_on_one_line(error)}") from error
 
 
 def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
