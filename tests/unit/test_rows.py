@@ -102,7 +102,7 @@ def test_folders_that_datasets_wrote(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     broken = Dataset.from_list([{"picture": b"no picture"}]).cast_column("picture", Image())
     broken.save_to_disk(str(tmp_path / "pictures"))
-    with pytest.raises(DataError, match="the rows of '.*pictures' cannot be read: cannot identify image"):
+    with pytest.raises(DataError, match=r"the rows of '.*pictures' cannot be read: cannot identify image"):
         read_rows(tmp_path / "pictures")
 
 
