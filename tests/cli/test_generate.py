@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_files_of_prompts(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
     assert len(first.stdout.strip().splitlines()) >= 2
+
+
+def test_a_prefix_tells_its_model_and_tokenizer(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
+    """The tokenizer of the answers is one that is not there, so that it is seen to be asked for."""
+    asked = ("generate", "--prefix", prefix, "--prompt", "The", "--max-new-tokens", 3)
+    untold = invoke(*asked)
+    assert untold.exit_code == 1
+    assert "there is no prefix that tells its base model; give --model." in " ".join(untold.output.split())
+    held = antefix.load_prefix(prefix)
+    for more, code in (({}, 0), ({"answer_tokenizer": "nowhere"}, 1)):
+        told = replace(held, metadata={**held.metadata, "training": {"model": "embedded", **more}})
+        antefix.save_prefix(told, prefix)
+        answered = invoke(*asked)
+        assert answered.exit_code == code, answered.output
+    assert "the tokenizer 'nowhere' cannot be loaded" in " ".join(answered.output.split())
+    assert invoke(*asked, "--answer-tokenizer", "embedded").exit_code == 0
 
 
 def test_sampling_is_seeded(invoke: Invoke) -> None:

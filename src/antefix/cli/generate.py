@@ -27,7 +27,10 @@ LEAST_TEMPERATURE = 0.01
 
 
 def generate(
-    model: Annotated[str, typer.Option(help="Base model: a hub name, a folder, or 'embedded'.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Base model: a hub name, a folder, or 'embedded'. [default: the one of the prefix]"),
+    ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt; \\n is a line break.")] = None,
     file: Annotated[
@@ -43,7 +46,8 @@ def generate(
         typer.Option(help="Field of a conversation in the rows of --file; --prompt is a user's message then."),
     ] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+        str | None,
+        typer.Option(help="Tokenizer of the answers, where it is not the model's. [default: the one of the prefix]"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples.")] = 0.0,
@@ -59,6 +63,10 @@ def generate(
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = load_prefix(prefix) if prefix is not None else None
     settings = trained_with(loaded) if loaded is not None else {}
+    model = model or settings.get("model")
+    if model is None:
+        raise ConfigError("there is no prefix that tells its base model; give --model.")
+    answer_tokenizer = answer_tokenizer or settings.get("answer_tokenizer")
     if template is None and messages is None:
         template, messages = settings.get("prompt"), settings.get("messages")
     elif template is not None:
