@@ -57,19 +57,36 @@ def test_files_of_prompts(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
     assert len(first.stdout.strip().splitlines()) >= 2
 
 
-def test_a_prefix_tells_its_model_and_tokenizer(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
-    """The tokenizer of the answers is one that is not there, so that it is seen to be asked for."""
-    asked = ("generate", "--prefix", prefix, "--prompt", "The", "--max-new-tokens", 3)
-    untold = invoke(*asked)
-    assert untold.exit_code == 1
-    assert "there is no prefix that tells its base model; give --model." in " ".join(untold.output.split())
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"training": {"model": "embedded"}, "base_model": "elsewhere"},
+        {"training": {"model": ["no name"]}, "distillation": {"model": "embedded"}},
+        {"training": 3, "base_model": "embedded"},
+    ],
+)
+def test_a_prefix_tells_its_model(invoke: Invoke, prefix: Path, metadata: dict[str, object]) -> None:
     held = antefix.load_prefix(prefix)
-    for more, code in (({}, 0), ({"answer_tokenizer": "nowhere"}, 1)):
-        told = replace(held, metadata={**held.metadata, "training": {"model": "embedded", **more}})
-        antefix.save_prefix(told, prefix)
-        answered = invoke(*asked)
-        assert answered.exit_code == code, answered.output
-    assert "the tokenizer 'nowhere' cannot be loaded" in " ".join(answered.output.split())
+    antefix.save_prefix(replace(held, metadata=metadata), prefix)
+    answered = invoke("generate", "--prefix", prefix, "--prompt", "The", "--max-new-tokens", 3)
+    assert answered.exit_code == 0, answered.output
+
+
+def test_without_a_prefix_that_tells_its_model_it_must_be_given(invoke: Invoke, prefix: Path) -> None:
+    held = antefix.load_prefix(prefix)
+    antefix.save_prefix(replace(held, metadata={}), prefix)
+    for asked in ((), ("--prefix", prefix)):
+        untold = invoke("generate", *asked, "--prompt", "The")
+        assert untold.exit_code == 1
+        assert "there is no prefix that tells its base model; give --model." in " ".join(untold.output.split())
+
+
+def test_a_prefix_tells_the_tokenizer_of_its_answers(invoke: Invoke, prefix: Path) -> None:
+    """Seen by one that is not there."""
+    held = antefix.load_prefix(prefix)
+    antefix.save_prefix(replace(held, metadata={"training": {"model": "embedded", "answer_tokenizer": "no"}}), prefix)
+    asked = ("generate", "--prefix", prefix, "--prompt", "The", "--max-new-tokens", 3)
+    assert "the tokenizer 'no' cannot be loaded" in " ".join(invoke(*asked).output.split())
     assert invoke(*asked, "--answer-tokenizer", "embedded").exit_code == 0
 
 

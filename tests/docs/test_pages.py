@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
+import typer
+import yaml
 
 import antefix
+from antefix.cli.main import app
+from antefix.training import Recipe
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
@@ -40,3 +45,30 @@ def test_the_api_page_has_every_public_name() -> None:
 
 def test_the_citation_has_this_version() -> None:
     assert f"version: {antefix.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("page", ["recipes.md", "training.md"])
+def test_recipes_can_be_read(page: str) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        Recipe.from_settings(yaml.safe_load(block))
+
+
+def test_commands_in_pages_have_the_options_that_there_are() -> None:
+    known = {name: _options(command) for name, command in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
+    found = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"):
+        text = page.read_text().replace("\\\n", " ")
+        for name, arguments in re.findall(r"(?:^(?:\$ )?|`|-m )antefix (\w+)([^\n`]*)", text, re.MULTILINE):
+            if name == "serve":
+                continue  # takes vLLM's options, too
+            options = set(re.findall(r"(?<!\S)--[\w-]+", arguments))
+            assert options <= known[name], f"{page.name}: antefix {name}{arguments}"
+            found += 1
+    assert found > 20
+
+
+def _options(command: click.Command) -> set[str]:
+    named = [option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)]
+    return {option for option in named if option.startswith("--")} | {"--help"}

@@ -1,4 +1,4 @@
-"""`antefix demo`: two prefixes for two tasks on the embedded model, trained in a minute or two and compared."""
+"""`antefix demo`: two prefixes for two tasks on the embedded model, trained in a minute and compared."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from antefix.training.generation import answers
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50
 MAX_NEW_TOKENS = 80
-LEARNING_RATE = 2e-2
-"""The top of the range worth trying: there are few examples, and so few steps."""
 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("antefix-demo"),
     num_examples: Annotated[int, typer.Option(min=10, help="Training examples for each prefix.")] = 200,
-    epochs: Annotated[float, typer.Option(help="Passes over them.")] = 12.0,
+    epochs: Annotated[float, typer.Option(help="Passes over them.")] = 6.0,
 ) -> None:
     """Train two prefixes on the embedded model and show what they do, side by side with the bare base."""
     console = Console()
@@ -63,7 +61,6 @@ def _train(form: str, output: Path, num_examples: int, epochs: float, console: C
             "output": str(output / form),
             "name": form,
             "epochs": epochs,
-            "learning_rate": LEARNING_RATE,
             "exact_match": True,
         }
     )
@@ -116,9 +113,9 @@ def _print_next_steps(results: dict[str, TrainingResult], console: Console) -> N
     antefix = called if called.name == "antefix" and not shutil.which("antefix") else "antefix"
     console.print(
         "\nnext\n"
-        f"  {antefix} generate --model embedded --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
+        f"  {antefix} generate --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
         f"  {antefix} train --model embedded --data {folder / (FORMS[1] + '.jsonl')} --prompt '{{source}}\\n=>\\n' "
-        f"--answer '{{target}}' --num-virtual-tokens 8 --epochs 12 --learning-rate {LEARNING_RATE} --exact-match "
+        f"--answer '{{target}}' --num-virtual-tokens 8 --epochs 6 --exact-match "
         f"--output {folder / 'short'}\n"
         f"  {antefix} train --help",
         highlight=False,

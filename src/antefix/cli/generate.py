@@ -15,7 +15,7 @@ from antefix.storage import load_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
 from antefix.training.chats import Chats
 from antefix.training.generation import generate_ids
-from antefix.training.recipe import trained_with
+from antefix.training.recipe import base_of, trained_with
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
 from antefix.training.settings import MOST_SEED
@@ -63,10 +63,11 @@ def generate(
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = load_prefix(prefix) if prefix is not None else None
     settings = trained_with(loaded) if loaded is not None else {}
-    model = model or settings.get("model")
+    model = model or (base_of(loaded) if loaded is not None else None)
     if model is None:
         raise ConfigError("there is no prefix that tells its base model; give --model.")
-    answer_tokenizer = answer_tokenizer or settings.get("answer_tokenizer")
+    told = settings.get("answer_tokenizer")
+    answer_tokenizer = answer_tokenizer or (told if isinstance(told, str) else None)
     if template is None and messages is None:
         template, messages = settings.get("prompt"), settings.get("messages")
     elif template is not None:

@@ -109,3 +109,10 @@ def trained_with(prefix: Prefix) -> Mapping[str, Any]:
     """Return the recipe that a prefix was trained with, as far as its file tells; nothing in it is checked."""
     settings = prefix.metadata.get("training")
     return settings if isinstance(settings, Mapping) else {}
+
+
+def base_of(prefix: Prefix) -> str | None:
+    """Return the name of the base model that a prefix was trained or distilled on, as far as its file tells."""
+    recipes = (trained_with(prefix), prefix.metadata.get("distillation"))
+    told = (recipe.get("model") for recipe in recipes if isinstance(recipe, Mapping))
+    return next((name for name in (*told, prefix.metadata.get("base_model")) if name and isinstance(name, str)), None)

@@ -10,7 +10,7 @@ from typing import Any
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
 from antefix.storage import load_prefix
-from antefix.training.recipe import Recipe, trained_with
+from antefix.training.recipe import Recipe, base_of, trained_with
 from antefix.training.templates import unescape
 
 SHARED_SETTINGS = ("model", "task", "prompt", "answer", "messages", "answer_tokenizer")
@@ -78,8 +78,12 @@ def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
 
 
 def _told(name: str, prefixes: Mapping[str, Prefix]) -> Any:
-    recipes = {prefix: trained_with(held) for prefix, held in prefixes.items()}
-    told = {prefix: recipe.get(name) for prefix, recipe in recipes.items() if recipe}
+    if name == "model":
+        bases = {prefix: base_of(held) for prefix, held in prefixes.items()}
+        told: dict[str, Any] = {prefix: base for prefix, base in bases.items() if base}
+    else:
+        recipes = {prefix: trained_with(held) for prefix, held in prefixes.items()}
+        told = {prefix: recipe.get(name) for prefix, recipe in recipes.items() if recipe}
     values = list(told.values())
     if any(value != values[0] for value in values):
         each = ", ".join(f"'{prefix}' with {value!r}" for prefix, value in told.items())

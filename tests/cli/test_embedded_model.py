@@ -1,39 +1,16 @@
-"""`antefix demo` and the embedded model it stands on."""
+"""The embedded model: what it holds and what it can do."""
 
 from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
-import pytest
-
-import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
 from antefix.training.base import load_base
 from antefix.training.examples import Example
 from antefix.training.generation import answers, longest_answer
 from antefix.training.metrics import exact_match
-from tests.cli.conftest import Invoke
-
-
-def test_the_demo_learns_two_forms_and_shows_them(
-    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = invoke("demo")
-    assert result.exit_code == 0, result.output
-    for form in ("headline", "letter"):
-        folder = tmp_path / "antefix-demo" / form
-        assert antefix.load_prefix(folder / "prefix.safetensors").num_virtual_tokens == 32
-        metrics = json.loads((folder / "metrics.json").read_text())
-        print(f"demo, {form}: {metrics['before']} -> {metrics['after']}")
-        assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
-        assert metrics["after"]["exact_match"] >= 0.8 > metrics["before"]["exact_match"] + 0.3
-        assert f"antefix-demo/{form}/prefix.safetensors" in result.output
-    for text in ("held-out score", "prefix A: headline", "prefix B: letter", "antefix generate --model embedded"):
-        assert text in result.output
 
 
 def test_the_embedded_model_is_small_and_has_its_card() -> None:
