@@ -4,9 +4,11 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
+# Small models keep one thread busy, so two processes share the files of tests between them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 # The parity tests, whose results become the support matrix; shapes are checked where nothing is compiled.
 CELLS := .cells.json
-PARITY := $(BIN)/python -m pytest tests/parity --cells $(CELLS)
+PARITY := $(PYTEST) tests/parity --cells $(CELLS)
 FAST := -m "not slow" --jaxtyping-packages=antefix,beartype.beartype
 
 # vLLM has an environment of its own: it asks for versions of its own.
@@ -23,7 +25,7 @@ demo: .venv/demo.done  ## train two prefixes on the embedded model and compare t
 	$(BIN)/antefix demo
 
 test: lint docs  ## run every check but the slow ones
-	$(BIN)/python -m pytest --ignore=tests/parity
+	$(PYTEST) --ignore=tests/parity
 	rm -f $(CELLS)
 	$(PARITY) $(FAST)
 

@@ -113,7 +113,8 @@ def _environment(ledger: Ledger) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
     return (
         f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}; commit {of['commit']}. The "
-        f"base has {base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes."
+        f"base has {base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes on "
+        f"{base['threads']} thread{'s' if base['threads'] > 1 else ''}."
     )
 
 

@@ -53,6 +53,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep results where they are asked for."""
-    if config.getoption("--cells"):
+    """Keep results where they are asked for; of several processes, the one that hears from all does."""
+    if config.getoption("--cells") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(CellRecorder(config.getoption("--cells")))
