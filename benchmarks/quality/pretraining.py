@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.pretraining
 
-That takes 40 minutes on two cores, or an hour on one, and the weights differ with the rounding of a machine. They are
+That takes 40 minutes on two cores, or 75 on one, and the weights differ with the rounding of a machine. They are
 part of the repository, in `base`, so that a method that is added later is measured on the very same model.
 """
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
-from antefix.errors import ConfigError, UnknownPrefixError
+from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import Heads
 from antefix.initialize import initial_prefix
 from antefix.peft_format import read_peft
@@ -42,6 +42,8 @@ def attach(
     """
     outer = model
     model = getattr(model, "get_base_model", lambda: model)()
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(f"{type(model).__name__} is no Transformers model, and only those take prefixes.")
     if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:
@@ -78,6 +80,10 @@ class PrefixBank:
         self._stacks = Stacks(model, sites, cut_off, self.selection, self._materialize)
         self._heads = Heads(model, self.selection)
         model.add_module(MODULE_NAME, self._trainable)
+
+    def __repr__(self) -> str:
+        held = ", ".join(map(repr, self.names)) or "none"
+        return f"PrefixBank({type(self.model).__name__} with {len(self.sites)} sites; prefixes: {held})"
 
     @property
     def names(self) -> list[str]:

@@ -75,7 +75,10 @@ class PrefixConfig:
             site for site in sites if site.kind in kinds and (self.layers is None or site.layer in self.layers)
         )
         if not chosen:
-            raise ConfigError(f"no attention of this model is among sites={kinds} and layers={self.layers}.")
+            layers = "" if self.layers is None else f" in layers {', '.join(map(str, self.layers))}"
+            counts = ((sum(site.kind == kind for site in sites), kind) for kind in KINDS)
+            found = " and ".join(f"{number} {kind}" for number, kind in counts if number)
+            raise ConfigError(f"no attention of this model is {' or '.join(kinds)}{layers}; it has {found} attentions.")
         return chosen
 
 

@@ -79,7 +79,7 @@ class PeftLayout:
         if differences:
             raise PrefixMismatchError(
                 f"PEFT's prefix does not fit this model: {'; '.join(differences[:2])}"
-                f"{f', and {len(differences) - 2} more differences' if len(differences) > 2 else ''}."
+                f"{f', and {len(differences) - 2} more' if len(differences) > 2 else ''}."
             )
 
 

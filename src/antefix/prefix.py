@@ -53,7 +53,7 @@ class Prefix:
         is_part = isinstance(tokens, slice) and tokens.step in (None, 1)
         if not is_part or not range(*tokens.indices(self.num_virtual_tokens)):
             raise ConfigError(
-                f"{tokens!r} names no part of {self.num_virtual_tokens} virtual tokens; take a slice, such as "
+                f"{_shown(tokens)} names no part of {self.num_virtual_tokens} virtual tokens; take a slice, such as "
                 "prefix[1:] or prefix[:8]."
             )
         keys, values = ({path: t[:, tokens] for path, t in part.items()} for part in (self.keys, self.values))
@@ -87,7 +87,7 @@ class Prefix:
             differences = [f"the base model has {len(base_sites)} sites of another geometry"]
         if differences:
             made_for = self.metadata.get("base_model") or self.metadata.get("base_class") or "another base model"
-            more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+            more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise PrefixMismatchError(
                 f"the prefix was made for {made_for} and does not fit this model: {'; '.join(differences[:3])}{more}."
             )
@@ -119,6 +119,13 @@ def geometry_fingerprint(sites: Sequence[Site]) -> str:
     """Return a hash of a base model's sites: paths, kinds, layers, heads and dimensions, no weights."""
     text = json.dumps([asdict(site) for site in sorted(sites, key=lambda site: site.path)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _shown(tokens: object) -> str:
+    if not isinstance(tokens, slice):
+        return repr(tokens)
+    ends = [tokens.start, tokens.stop, *([] if tokens.step is None else [tokens.step])]
+    return ":".join("" if end is None else str(end) for end in ends)
 
 
 def _difference(site: Site, base: Site | None) -> str:

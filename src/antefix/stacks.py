@@ -62,7 +62,7 @@ class Stacks:
     def check_room(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
         """Say before training, not in the middle of it, that a model has too few positions."""
         for site in sites:
-            limit = self._stacks[stack_path(self.model, site)].positions.limit
+            limit = self._stacks[stack_path(self.model, site)].limit
             if site.kind != "cross" and limit is not None and num_virtual_tokens >= limit:
                 raise ContextLengthError(
                     f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "

@@ -88,10 +88,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Replace several files, none of them before all are on the disk."""
+    """Replace several files, none of them before all are on the disk; raises `ConfigError` for what is a folder."""
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
+            if path.is_dir():
+                raise ConfigError(f"'{path}' is a folder; name a file.")
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written[path] = Path(temporary)

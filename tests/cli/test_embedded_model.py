@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
+
+import pytest
 
 from antefix.embedded import model_path
 from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
@@ -11,6 +14,26 @@ from antefix.training.base import load_base
 from antefix.training.examples import Example
 from antefix.training.generation import answers, longest_answer
 from antefix.training.metrics import exact_match
+from antefix.training.resume import RunFolder
+from antefix.training.trainer import PrefixTrainer
+from tests.cli.conftest import Invoke
+
+
+def test_a_demo_that_was_interrupted_begins_anew(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    least = ("demo", "--num-examples", "10", "--epochs", "1")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PrefixTrainer, "_inner_training_loop", interrupt)
+        assert invoke(*least).exit_code == 130
+    checkpoint = tmp_path / "antefix-demo" / "headline" / "checkpoint-1"
+    assert RunFolder(str(checkpoint.parent), {}, ()).is_begun
+    assert invoke(*least).exit_code == 0
 
 
 def test_the_embedded_model_is_small_and_has_its_card() -> None:

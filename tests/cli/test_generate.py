@@ -90,6 +90,20 @@ def test_a_prefix_tells_the_tokenizer_of_its_answers(invoke: Invoke, prefix: Pat
     assert invoke(*asked, "--answer-tokenizer", "embedded").exit_code == 0
 
 
+def test_a_damaged_prefix_and_one_that_chooses_labels_write_nothing(invoke: Invoke, prefix: Path) -> None:
+    asked = ("generate", "--model", "embedded", "--prefix", prefix, "--prompt", "The", "--max-new-tokens", 3)
+    whole = prefix.read_bytes()
+    prefix.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
+    damaged = invoke(*asked)
+    prefix.write_bytes(whole)
+    held = antefix.load_prefix(prefix)
+    antefix.save_prefix(replace(held, metadata={"training": {"task": "classification"}}), prefix)
+    chooses = invoke(*asked)
+    for result, message in ((damaged, "holds other numbers than it was saved with"), (chooses, "to choose a label")):
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
+
+
 def test_sampling_is_seeded(invoke: Invoke) -> None:
     base = ("generate", "--model", "embedded", "--prompt", "The", "--max-new-tokens", 15, "--temperature", 1.5)
     texts = [invoke(*base, "--seed", seed).stdout for seed in (1, 1, 2)]

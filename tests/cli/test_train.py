@@ -59,7 +59,7 @@ def test_a_recipe_does_what_flags_do(invoke: Invoke, data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sites", "cross"], "no attention of this model is among sites=('cross',)"),
+        (["--sites", "cross"], "no attention of this model is cross; it has 6 decoder attentions."),
         (["--num-virtual-tokens", 0], "num_virtual_tokens is 0; it must be a whole number of at least 1"),
         (["--reparameterization", "lstm"], "reparameterization is 'lstm'"),
         (["--init", "zero", "--init-text", "a"], "init_text is given, but init is 'zero'"),
@@ -108,9 +108,16 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
     empty.write_text("")
     long.write_text(f"{json.dumps({'source': 'a ' * 3000, 'target': 'b'})}\n" * 10)
     base: list[object] = [*FAST, "--data", data]
-    files = {"surrogate": tmp_path / "surrogate.jsonl", "late": tmp_path / "late.jsonl", "text": tmp_path / "text"}
+    files = {
+        "surrogate": tmp_path / "surrogate.jsonl",
+        "late": tmp_path / "late.jsonl",
+        "short": tmp_path / "s.jsonl",
+        "text": tmp_path / "text",
+    }
     files["surrogate"].write_text('{"source": "\\ud800", "target": "b"}\n' * 10)
-    files["late"].write_text('{"source": "a", "target": "b"}\n' * 9 + json.dumps({"source": "a " * 30, "target": "b"}))
+    files["short"].write_text('{"source": "a", "target": "b"}\n')
+    files["late"].write_text(json.dumps({"source": "a " * 30, "target": "b"}))
+    late = [*FAST, "--data", files["short"], "--eval-data", files["late"]]
     files["text"].write_text("mine")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: .inf\nprefix: {init_text: 5}\n")
@@ -119,15 +126,16 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
         "empty data": ([*FAST, "--data", empty], "holds no examples"),
         "broken json": ([*FAST, "--data", broken], "line 2 of '.*broken.jsonl' is not valid JSON"),
         "missing data": ([*FAST, "--data", tmp_path / "none.jsonl"], "none.jsonl' cannot be read"),
-        "too few": ([*base, "--num-examples", "5"], "fewer than ten examples"),
+        "too few": ([*base, "--num-examples", "5"], r"\(num_examples\) are fewer than ten"),
         "too long": ([*FAST, "--data", long], "more than max_length"),
         "no data": ([*FAST], "lacks 'data'; say it in the file or as --data"),
         "no model": ([*base, "--model", tmp_path / "no-model"], "no-model' cannot be loaded"),
         "bad init": ([*base, "--init", "ones"], "init is 'ones'"),
         "prefix too long": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "40"], "has 32 positions"),
+        "prefix far too long": ([*base, "--num-virtual-tokens", "999999"], "has 1024 positions"),
         "no room": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"], "more than the 32 positions"),
         "no room to score": (
-            [*FAST, "--data", files["late"], "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"],
+            [*late, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"],
             r"the prefix \(4 tokens\).* more than the 32 positions of this model; shorten the example 'a a a",
         ),
         "reads both ways": ([*base, "--model", tmp_path / "bert"], "BertLMHeadModel .* reads in both directions"),

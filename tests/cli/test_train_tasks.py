@@ -82,7 +82,7 @@ def test_a_prefix_and_its_head_learn_labels(invoke: Invoke, tmp_path: Path) -> N
     out = tmp_path / "out"
     result = invoke(
         "train", "--task", "classification", "--model", model, "--data", data, "--prompt", "{text}", "--answer",
-        "{kind}", "--epochs", 8, "--init", "random", "--output", out,
+        "{kind}", "--epochs", 12, "--init", "random", "--output", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     metrics = json.loads((out / "metrics.json").read_text())

@@ -193,6 +193,18 @@ def test_what_selects_nothing_is_refused(selection: object) -> None:
         bank.add("a", "file.safetensors")
 
 
+def test_what_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(antefix.UnsupportedModelError, match="Linear is no Transformers model"):
+        antefix.attach(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_bank_shows_what_it_holds() -> None:
+    bank = antefix.attach(build_model("llama"))
+    assert repr(bank) == "PrefixBank(LlamaForCausalLM with 3 sites; prefixes: none)"
+    bank.add("a", antefix.PrefixConfig(2, init="random"))
+    assert repr(bank).endswith("prefixes: 'a')")
+
+
 def test_a_vision_encoder_takes_a_prefix_without_positions() -> None:
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     model = ViTModel(ViTConfig(**size, image_size=8, patch_size=4)).eval()

@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(name: str, how: str, tmp_path:
 def test_another_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("{}")
-    with pytest.raises(ConfigError, match="holds no run to resume"):
+    with pytest.raises(ConfigError, match="holds no unfinished run to resume"):
         folder(tmp_path).check(resume=True)
     folder(tmp_path, seed=1).begin()
     folder(tmp_path, seed=1, output="elsewhere").check(resume=True)
@@ -73,7 +73,7 @@ def test_an_interrupted_run_is_not_begun_anew_by_accident(tmp_path: Path) -> Non
     folder(tmp_path).begin()
     folder(tmp_path).check(resume=False)
     checkpoint, own = (write_checkpoint(tmp_path, name) for name in ("checkpoint-9", "checkpoint-best-100"))
-    with pytest.raises(ConfigError, match="holds this very run, interrupted after 'checkpoint-9'; resume it"):
+    with pytest.raises(ConfigError, match="holds this very run, interrupted after 'checkpoint-9'; go on by --resume"):
         folder(tmp_path).check(resume=False)
     folder(tmp_path, seed=1).check(resume=False)
     folder(tmp_path, seed=1).begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.vllm.conftest import ENVIRONMENT, ROOT
 from tests.vllm.serving import ANTEFIX, KEY, serving
 
+README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs" / "serving.md").read_text()
 QUESTIONS = [{"question": f"What is {n}?", "answer": word} for n, word in enumerate(["one", "two", "three", "four"], 1)]
 
@@ -60,6 +62,19 @@ def test_from_training_to_an_answer(folder: Path, monkeypatch: pytest.MonkeyPatc
         text, _, usage = run(sys.executable, "-c", code, folder=folder).partition(" CompletionUsage(")
     assert text.strip() == expected.strip()
     assert "virtual_tokens=32" in usage
+
+
+def test_the_readme_serves_what_it_has_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server and the question that the README has, with a prefix under the name it gives."""
+    shutil.copytree(folder / "runs" / "qa", folder / "runs" / "letter")
+    (serve,) = re.findall(r"^antefix serve (.*) --host 127.0.0.1 --port 8000$", README, re.MULTILINE)
+    (curl,) = re.findall(r"^curl .*$", README, re.MULTILINE)
+    monkeypatch.chdir(folder)
+    with serving([*shlex.split(serve), "--dtype", "float32", "--enforce-eager"], folder / "readme.log") as server:
+        asked = curl.replace("localhost:8000", server.url.removeprefix("http://"))
+        answered = json.loads(run(*shlex.split(asked), "-s", "-H", f"Authorization: Bearer {KEY}", folder=folder))
+    assert answered["model"] == "letter"
+    assert answered["usage"]["virtual_tokens"] == 32
 
 
 def test_without_a_server(folder: Path) -> None:

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from antefix.bank import attach
-from antefix.cli.train import train_reporting_interrupts
 from antefix.embedded.records import draw_examples, prompt
 from antefix.storage import write_atomically
-from antefix.training import Recipe, TrainingResult
+from antefix.training import Recipe, TrainingResult, train
 from antefix.training.base import load_base
 from antefix.training.generation import answers
+from antefix.training.resume import RunFolder
 
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50
@@ -64,7 +64,8 @@ def _train(form: str, output: Path, num_examples: int, epochs: float, console: C
             "exact_match": True,
         }
     )
-    return train_reporting_interrupts(recipe, console)
+    RunFolder(recipe.output, {}, ()).end()  # a demo that was interrupted begins anew
+    return train(recipe, console)
 
 
 def _print_scores(results: dict[str, TrainingResult], console: Console) -> None:

@@ -94,11 +94,14 @@ def print_result(result: DistillationResult, console: Console) -> None:
     for part, title in (("held_out", "lessons held out"), ("questions", "questions")):
         if part in found:
             console.print(_table(found[part], title))
+            if found[part]["prefix"]["loss"] > found[part]["base"]["loss"]:
+                console.print(f"warning: on {title} the prefix is worse than none; train it longer.", style="yellow")
     document, prefix = found["document"], found["prefix"]
     console.print(
         f"{document['tokens']:,} tokens ({_megabytes(document)}) became {prefix['tokens']:,} ({_megabytes(prefix)}); "
         f"the teacher saw {found['teacher']['share_seen']:.0%} of the document, "
-        f"{found['teacher']['tokens_at_once']:,} tokens at once; {found['lessons']['usable']:,} lessons in "
+        f"{found['teacher']['tokens_at_once']:,} tokens at once; {found['lessons']['usable']:,} lessons of "
+        f"{found['lessons']['usable'] + found['lessons']['discarded']:,} were usable; study took "
         f"{found['seconds']['study']:,.0f} s, training {found['seconds']['training']:,.0f} s",
         highlight=False,
     )

@@ -11,7 +11,8 @@ import typer
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from antefix.errors import ConfigError
-from antefix.storage import load_prefix
+from antefix.prefix import Prefix
+from antefix.storage import verify_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
 from antefix.training.chats import Chats
 from antefix.training.generation import generate_ids
@@ -61,20 +62,16 @@ def generate(
         raise ConfigError("give either --prompt or --file.")
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
-    loaded = load_prefix(prefix) if prefix is not None else None
+    loaded = verify_prefix(prefix) if prefix is not None else None
     settings = trained_with(loaded) if loaded is not None else {}
-    model = model or (base_of(loaded) if loaded is not None else None)
-    if model is None:
-        raise ConfigError("there is no prefix that tells its base model; give --model.")
-    told = settings.get("answer_tokenizer")
-    answer_tokenizer = answer_tokenizer or (told if isinstance(told, str) else None)
+    model, told = _told(loaded, model)
     if template is None and messages is None:
         template, messages = settings.get("prompt"), settings.get("messages")
     elif template is not None:
         template = unescape(template)
     chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
     prompts = _read_prompts(prompt, file, template, chats)
-    base, encoder = load_base(model, answer_tokenizer)
+    base, encoder = load_base(model, answer_tokenizer or told)
     encoder = replace(encoder, adds_special_tokens=chats is None)
     bank = attach_writer(base)
     if loaded is not None:
@@ -93,6 +90,21 @@ def generate(
     set_seed(seed)
     for ids in rows:
         _stream(base, encoder, ids, max_new_tokens, sampling)
+
+
+def _told(prefix: Prefix | None, model: str | None) -> tuple[str, str | None]:
+    """Return the base model, given or told by the prefix, and the tokenizer of answers that the prefix tells."""
+    settings = trained_with(prefix) if prefix is not None else {}
+    model = model or (base_of(prefix) if prefix is not None else None)
+    if model is None:
+        raise ConfigError("there is no prefix that tells its base model; give --model.")
+    if settings.get("task") == "classification":
+        raise ConfigError(
+            "the prefix was trained to choose a label, and generate writes text; score it by antefix evaluate, or load "
+            "it into a bank of AutoModelForSequenceClassification."
+        )
+    told = settings.get("answer_tokenizer")
+    return model, told if isinstance(told, str) else None
 
 
 def _read_prompts(prompt: str | None, file: Path | None, template: object, chats: Chats | None) -> list[str]:

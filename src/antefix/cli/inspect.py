@@ -18,7 +18,6 @@ from antefix.inspect.report import check_names, write_report
 from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
 from antefix.prefix import Prefix
-from antefix.storage import load_prefix, verify_prefix
 from antefix.training.report import Table as Content
 from antefix.training.systems import read_prefixes, recipe_for
 from antefix.training.templates import unescape
@@ -47,7 +46,7 @@ def inspect(
     output: Annotated[Path | None, typer.Option(help="Folder for inspection.json and heatmaps.")] = None,
 ) -> None:
     """Show what prefix files hold, and with --data what attention and loss make of them."""
-    prefixes = read_prefixes(prefix, verify_prefix if verify else load_prefix)
+    prefixes = read_prefixes(prefix)
     if output is not None:
         check_names(prefixes)
     console = Console()
@@ -74,8 +73,10 @@ def inspect(
         if data is not None
     }
     for name, inspection in inspections.items():
-        for table in (tables.losses(inspection), tables.tokens(inspection), tables.layers(found[name], inspection)):
-            _print(table, console, name)
+        _print(tables.losses(inspection), console, f"{name}: loss on {inspection.num_examples:,} examples")
+        used = tables.tokens(inspection)
+        _print(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
+        _print(tables.layers(found[name], inspection), console, f"{name}: layers")
     if output is not None:
         for path in write_report(found, matrix, inspections, output):
             console.print(f"  {path}", highlight=False, soft_wrap=True)

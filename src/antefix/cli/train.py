@@ -57,7 +57,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted training.")
     ] = False,
     eval_data: Annotated[
-        str | None, typer.Option(help="Examples to score on; by default every tenth of the data is held out.")
+        str | None, typer.Option(help="Examples to score on; by default a tenth of the data is held out.")
     ] = None,
     eval_split: Annotated[str | None, typer.Option(help="Split to score on, of --eval-data or of --data.")] = None,
     answer_tokenizer: Annotated[

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MOST_TICKS = 24
 MOST_NUMBERS = 200
 """Up to how many cells have their number written in them."""
+MOST_NUMBERED_COLUMNS = 20
 
 
 def draw_heatmap(
@@ -34,7 +35,7 @@ def draw_heatmap(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(numbers, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
-    if len(rows) * len(columns) <= MOST_NUMBERS:
+    if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= MOST_NUMBERED_COLUMNS:
         _write_numbers(axes, numbers, image.get_clim()[1])
     for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
         step = -(-len(names) // MOST_TICKS)

@@ -115,7 +115,7 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 def _counted(batches: Iterable[list[Row]], console: Console) -> Iterator[list[Row]]:
     """Show how many examples were read; how many there are, a stream does not tell."""
     with Progress(
-        SpinnerColumn(), TextColumn("{task.completed:,} examples"), TimeElapsedColumn(), console=console
+        SpinnerColumn(), TextColumn("{task.completed:,} examples"), TimeElapsedColumn(), console=console, transient=True
     ) as progress:
         shown = progress.add_task("inspecting", total=None)
         for batch in batches:

@@ -54,7 +54,7 @@ def layers(held: Contents, found: Inspection) -> Table:
     for site in held.sites:
         by_head = found.shares[site.path].sum(dim=1).tolist()
         without = found.losses.get(f"without {site.kind} {site.layer}")
-        worth = "" if without is None else f"{without - whole:+.4f}"
+        worth = "" if without is None else f"{round(without - whole, 4) + 0.0:+.4f}"
         rows.append((layer_name(site), _range([100 * share for share in by_head], "%"), worth))
     return ("layer", "attention to the prefix (by head)", "loss without it"), rows
 

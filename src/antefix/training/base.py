@@ -36,7 +36,7 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     for_answers = load_tokenizer(answer_tokenizer) if answer_tokenizer else tokenizer
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     with reporting_failure("model", name):
-        model = auto.from_pretrained(source_of(name), **placement())
+        model: Any = named(auto.from_pretrained(source_of(name), **placement()), name)
     if is_encoder_decoder:  # the loss is a mean over the batch, whatever the signature lets Trainer believe
         model.accepts_loss_kwargs = False
     return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
@@ -52,6 +52,12 @@ def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
 def source_of(name: str) -> str:
     """Return what `from_pretrained` takes for a name."""
     return str(model_path()) if name == "embedded" else name
+
+
+def named(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Return a model that is known by the name it was asked for, not by the place where it was found."""
+    cast(Any, model.config)._name_or_path = name
+    return model
 
 
 def placement() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from antefix.bank import PrefixBank, attach
 from antefix.config import PrefixConfig
 from antefix.errors import DataError
-from antefix.training.base import load_tokenizer, on_device, placement, reporting_failure, source_of
+from antefix.training.base import load_tokenizer, named, on_device, placement, reporting_failure, source_of
 from antefix.training.examples import Example
 from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
 from antefix.training.mixed import MixedBatches
@@ -95,6 +95,7 @@ class Classification:
                 **placement(),
             )
         drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        named(model, name)
         # Its loss is a mean over the batch, whatever its signature lets Trainer believe.
         model.accepts_loss_kwargs = False
         return cls(on_device(model), LabelTokenizer(tokenizer, tuple(labels)), _heads(model, drawn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,11 +77,13 @@ def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:
         return rows, read_rows(recipe.eval_data, split=recipe.eval_split)
     if recipe.eval_split is not None:
         return rows, read_rows(recipe.data, config=recipe.data_config, split=recipe.eval_split)
-    held_out = rows[9::10][:MOST_HELD_OUT]
-    taken = {where for where, _ in held_out}
-    if not held_out:
-        raise DataError(f"'{recipe.data}' has fewer than ten examples, too few to hold some out; give --eval-data.")
-    return [row for row in rows if row[0] not in taken], held_out
+    if len(rows) < 10:
+        of = f"the {len(rows)} examples of '{recipe.data}'" + ("" if recipe.num_examples is None else " (num_examples)")
+        raise DataError(f"{of} are fewer than ten, too few to hold some out; take more, or give --eval-data.")
+    number = min(len(rows) // 10, MOST_HELD_OUT)
+    taken = set(random.Random(recipe.seed).sample(range(len(rows)), number))  # data may have a period of its own
+    held_out = [row for place, row in enumerate(rows) if place in taken]
+    return [row for place, row in enumerate(rows) if place not in taken], held_out
 
 
 def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:

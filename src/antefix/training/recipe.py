@@ -30,9 +30,9 @@ class Recipe:
 
     `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`; `messages` names
     the field of a conversation instead. With `task="classification"` the answer is a label. `data_config` and
-    `data_split` choose from a dataset. Without `eval_data` or `eval_split`, every tenth example is held out, at most
-    200. `num_examples` uses that many first examples. `truncation` cuts examples of more than `max_length` tokens.
-    `head_learning_rate` is that of modules trained beside the prefix.
+    `data_split` choose from a dataset. Without `eval_data` or `eval_split`, a tenth of the examples, drawn by the seed,
+    is held out, at most 200. `num_examples` uses that many first examples. `truncation` cuts examples of more than
+    `max_length` tokens. `head_learning_rate` is that of modules trained beside the prefix.
     """
 
     model: str

@@ -55,8 +55,8 @@ class RunFolder:
         if not resume:
             if self.is_begun and self.checkpoint and not self._differences():
                 raise ConfigError(
-                    f"'{self.path}' holds this very run, interrupted after '{self.checkpoint.name}'; resume it, or "
-                    "name another folder."
+                    f"'{self.path}' holds this very run, interrupted after '{self.checkpoint.name}'; go on by "
+                    "--resume, or name another folder."
                 )
             return
         if different := self._differences():
@@ -79,7 +79,7 @@ class RunFolder:
         try:
             kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"'{self.path}' holds no run to resume: '{self._kept_in}' cannot be read.") from error
+            raise ConfigError(f"'{self.path}' holds no unfinished run to resume: it has no {SETTINGS_NAME}.") from error
         now = self._settings
         return [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
-from antefix.storage import load_prefix
+from antefix.storage import verify_prefix
 from antefix.training.recipe import Recipe, base_of, trained_with
 from antefix.training.templates import unescape
 
@@ -26,10 +26,10 @@ class System:
     text: str = ""
 
 
-def read_prefixes(given: Sequence[str], read: Callable[[str], Prefix] = load_prefix) -> dict[str, Prefix]:
+def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
     """Read prefixes of `FILE` or `NAME=FILE`; without a name, that of the file, or of the folder of prefix.safetensors.
 
-    Raises `ConfigError` for two of the same name, `PrefixFormatError` for what is no prefix file.
+    Raises `ConfigError` for two of the same name, `PrefixFormatError` for what is no prefix file, or a damaged one.
     """
     prefixes: dict[str, Prefix] = {}
     for argument in given:
@@ -39,7 +39,7 @@ def read_prefixes(given: Sequence[str], read: Callable[[str], Prefix] = load_pre
             name, file = path.stem if path.stem != "prefix" else path.absolute().parent.name, argument
         if name in prefixes:
             raise ConfigError(f"two prefixes are named '{name}'; name them as NAME=FILE.")
-        prefixes[name] = read(file)
+        prefixes[name] = verify_prefix(file)
     return prefixes
 
 

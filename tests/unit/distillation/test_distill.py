@@ -160,7 +160,7 @@ def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path:
 
 
 def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run to resume"):
+    with pytest.raises(ConfigError, match="holds no unfinished run to resume"):
         run(settings, resume=True)
     (tmp_path / "run").mkdir()
     RunFolder(settings["output"], Distillation(**settings).as_dict(), ("document", "data", "eval_data")).begin()
