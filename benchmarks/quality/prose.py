@@ -28,11 +28,12 @@ written greedily, the loss is of 500 examples.""",
 
 SETTINGS = """\
 The default prefix and others that differ from it in one setting, each at its own best learning rate of the three
-around the default's. Sequences of
-the model of phonemes share 64 positions with the prefix, so it has other lengths than the rest."""
+around the default's. Sequences of the model of phonemes share 64 positions with the prefix, so it has other lengths
+than the rest."""
 
 VARIANTS = """\
-Each is tried on the default prefix, at its own best learning rate of three."""
+Each is tried on the default prefix, at its own best learning rate of three, with one seed; those whose loss on
+validation data is below the default's are then trained with three seeds and measured on test data."""
 
 FEW = """\
 The same learning rates, a third of the steps, and examples drawn by the seed."""

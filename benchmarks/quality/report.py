@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +24,7 @@ METRICS = {
 }
 """What is shown of each task, the headline first."""
 NAMES = {"exact_match": "exact match", "accuracy": "accuracy", "bleu": "BLEU", "chrf": "chrF", "loss": "loss"}
+NOT_MEASURED = "Not measured yet."
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,33 @@ class Row:
 
 
 def write_page(page: Path, ledger: Ledger) -> None:
-    """Write the page and its plots, with what was measured."""
+    """Write the page and its plots of what was measured, and say of the rest that it was not."""
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     rows = {task: rows_of(task, ledger) for task in TITLES}
     parts = [prose.INTRODUCTION, _environment(ledger)]
-    for task in TITLES:
-        parts += _task(task, rows[task], images)
-    parts += ["## Settings of a prefix", prose.SETTINGS, _settings(rows)]
-    parts += ["## What the literature offers", prose.VARIANTS, _variants(rows)]
+    for task, title in TITLES.items():
+        parts += [f"## {title}", prose.TASKS[task], *_task(task, rows[task], images)]
+    for group, title, text in (
+        ("settings", "Settings of a prefix", prose.SETTINGS),
+        ("variants", "What the literature offers", prose.VARIANTS),
+    ):
+        parts += [f"## {title}", text, _across(rows, group)]
     parts += ["## Few examples", prose.FEW]
     for task in TITLES:
         parts += _few(task, [row for row in rows[task] if row.group == "few"], images)
     parts += ["## Forgetting", prose.FORGETTING, _forgetting(rows["e2e"])]
-    documents = [{**asdict(document), "report": ledger.figures(document)} for document in PLAN]
-    plot_documents(documents, images / "quality-documents.png")
-    parts += ["## Distilled documents", prose.DOCUMENTS, _documents(documents)]
-    parts.append("![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)")
+    parts += ["## Distilled documents", prose.DOCUMENTS, *_documents(ledger, images)]
     page.write_text("\n\n".join(parts) + "\n")
 
 
 def _task(task: str, rows: Sequence[Row], images: Path) -> list[str]:
+    if not rows:
+        return [NOT_MEASURED]
     curves, parameters = (f"quality-{task}-{what}.png" for what in ("curves", "parameters"))
     plot_curves(rows, images / curves)
     plot_parameters(rows, METRICS[task][0], images / parameters)
     return [
-        f"## {TITLES[task]}",
-        prose.TASKS[task],
         _table(task, [row for row in rows if row.group == "peers"]),
         f"![{TITLES[task]}: training loss by step](images/{curves})",
         f"![{TITLES[task]}: quality by number of trained parameters](images/{parameters})",
@@ -89,15 +89,24 @@ def _task(task: str, rows: Sequence[Row], images: Path) -> list[str]:
 
 
 def rows_of(task: str, ledger: Ledger) -> list[Row]:
-    """Return a task's contenders in the order of the plan."""
+    """Return a task's contenders in the order of the plan, of the groups that were run to their end."""
+    found: list[Row] = []
+    for group in GROUPS:
+        try:
+            found += _rows_of_group(task, group, ledger)
+        except KeyError:  # it was not, and so neither were those after it
+            break
+    return found
+
+
+def _rows_of_group(task: str, group: str, ledger: Ledger) -> list[Row]:
     found = []
-    for group, contenders in GROUPS.items():
-        for contender in contenders(task, ledger):
-            runs = finals(group, contender, task, ledger)
-            loss, method = contender.best(task, ledger)
-            for number in dict.fromkeys(run.num_examples for run in runs) or (None,):
-                figures = [ledger.figures(run) for run in runs if run.num_examples == number]
-                found.append(Row(contender.name, group, number, method.learning_rate, loss, figures))
+    for contender in GROUPS[group](task, ledger):
+        runs = finals(group, contender, task, ledger)
+        loss, method = contender.best(task, ledger)
+        for number in dict.fromkeys(run.num_examples for run in runs) or (None,):
+            figures = [ledger.figures(run) for run in runs if run.num_examples == number]
+            found.append(Row(contender.name, group, number, method.learning_rate, loss, figures))
     return found
 
 
@@ -128,37 +137,36 @@ def _table(task: str, rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def _settings(rows: dict[str, list[Row]]) -> str:
-    """Show the settings on all tasks, below the default prefix."""
+def _across(rows: dict[str, list[Row]], group: str) -> str:
+    """Show one group of contenders on all tasks that have it, below the default prefix.
+
+    Of variants the loss on validation data, and test data's headline of those that went so far.
+    """
+    tasks = [task for task in TITLES if any(row.group == group for row in rows[task])]
+    if not tasks:
+        return NOT_MEASURED
+    by = {(task, row.name): row for task in tasks for row in rows[task] if row.group in ("peers", group)}
+    names = dict.fromkeys(row.name for task in tasks for row in rows[task] if row.group == group)
     head = [""]
-    for task, title in TITLES.items():
-        head += [f"{title}: {NAMES[METRICS[task][0]]}", "loss"]
-    return _across(rows, "settings", head, lambda task, row: [row.shown(METRICS[task][0]), row.shown("loss")])
-
-
-def _variants(rows: dict[str, list[Row]]) -> str:
-    """Show the variants on all tasks, below the default prefix: loss on validation data, the headline of the better."""
-    head = [""]
-    for task, title in TITLES.items():
-        head += [f"{title}: validation loss", NAMES[METRICS[task][0]]]
-    return _across(
-        rows, "variants", head, lambda task, row: [f"{row.validation_loss:.3f}", row.shown(METRICS[task][0])]
-    )
-
-
-def _across(
-    rows: dict[str, list[Row]], group: str, head: Sequence[str], cells: Callable[[str, Row], Sequence[str]]
-) -> str:
-    by = {(task, row.name): row for task in TITLES for row in rows[task] if row.group in ("peers", group)}
-    names = dict.fromkeys(row.name for task in TITLES for row in rows[task] if row.group == group)
+    for task in tasks:
+        head += [f"{TITLES[task]}: {NAMES[METRICS[task][0]]}", "validation loss" if group == "variants" else "loss"]
     lines = []
     for name in ("prefix", *names):
-        found = [cells(task, by[task, name]) if (task, name) in by else ("", "") for task in TITLES]
-        lines.append([name, *chain.from_iterable(found)])
+        cells = [name]
+        for task in tasks:
+            row = by.get((task, name))
+            if row is None:
+                cells += ["", ""]
+            else:
+                loss = f"{row.validation_loss:.3f}" if group == "variants" else row.shown("loss")
+                cells += [row.shown(METRICS[task][0]), loss]
+        lines.append(cells)
     return table(head, lines)
 
 
 def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
+    if not rows:
+        return [f"{TITLES[task]}: {NOT_MEASURED[0].lower()}{NOT_MEASURED[1:]}"]
     picture = f"quality-{task}-examples.png"
     plot_examples(rows, METRICS[task][0], images / picture)
     numbers = sorted({row.num_examples for row in rows if row.num_examples})
@@ -175,11 +183,22 @@ def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
 
 def _forgetting(rows: Sequence[Row]) -> str:
     shown = [row for row in rows if row.group in ("peers", "settings")]
+    if not shown:
+        return NOT_MEASURED
     lines = [[row.name, spread([run["general_loss"] for run in row.runs])] for row in shown]
     return table(["trained on E2E", "loss on WikiText-2"], lines)
 
 
-def _documents(documents: Sequence[dict[str, Any]]) -> str:
+def _documents(ledger: Ledger, images: Path) -> list[str]:
+    documents = [{**asdict(one), "report": ledger.figures(one)} for one in PLAN if one in ledger]
+    if not documents:
+        return [NOT_MEASURED]
+    plot_documents(documents, images / "quality-documents.png")
+    picture = "![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)"
+    return [_document_table(documents), picture]
+
+
+def _document_table(documents: Sequence[dict[str, Any]]) -> str:
     lines = []
     for ratio, objective in dict.fromkeys((one["ratio"], one["objective"]) for one in documents):
         those = [one for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]

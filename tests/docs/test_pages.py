@@ -9,6 +9,8 @@ import click
 import pytest
 import typer
 import yaml
+from benchmarks.quality.ledger import Ledger
+from benchmarks.quality.report import write_page
 
 import antefix
 from antefix.cli.main import app
@@ -72,3 +74,8 @@ def test_commands_in_pages_have_the_options_that_there_are() -> None:
 def _options(command: click.Command) -> set[str]:
     named = [option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)]
     return {option for option in named if option.startswith("--")} | {"--help"}
+
+
+def test_the_quality_page_has_the_figures_that_there_are(tmp_path: Path) -> None:
+    write_page(tmp_path / "quality.md", Ledger())
+    assert (tmp_path / "quality.md").read_text() == (ROOT / "docs" / "quality.md").read_text()

@@ -25,6 +25,7 @@ def summary(name: str, found: Contents) -> Table:
     rows = [
         ("virtual tokens", f"{found.num_virtual_tokens:,}"),
         ("sites", ", ".join(f"{number} {kind}" for kind, number in kinds.items())),
+        ("shapes", _shapes(found)),
         ("keys and values", f"{found.num_bytes:,} bytes, {', '.join(found.dtypes)}"),
         ("content", found.content),
         ("base model", f"{told.get('base_model') or '?'} ({told.get('base_class') or '?'})"),
@@ -36,6 +37,16 @@ def summary(name: str, found: Contents) -> Table:
         if isinstance(settings := told.get(about), Mapping):
             rows.append((about, ", ".join(starmap("{}={}".format, _plain(settings)))))
     return ("prefix", name), rows
+
+
+def _shapes(found: Contents) -> str:
+    """Say the shapes of key and value, once where all sites have the same."""
+    tokens = found.num_virtual_tokens
+    shapes = (
+        ((site.num_key_value_heads, tokens, site.key_dim), (site.num_key_value_heads, tokens, site.value_dim))
+        for site in found.sites
+    )
+    return "; ".join(f"key {key}, value {value}" for key, value in dict.fromkeys(shapes))
 
 
 def norms(found: Contents) -> Table:
