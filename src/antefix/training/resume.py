@@ -79,7 +79,9 @@ class RunFolder:
         try:
             kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"'{self.path}' holds no unfinished run to resume: it has no readable {SETTINGS_NAME}.") from error
+            raise ConfigError(
+                f"'{self.path}' holds no unfinished run to resume: it has no {SETTINGS_NAME} that can be read."
+            ) from error
         now = self._settings
         return [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
 
