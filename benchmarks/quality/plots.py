@@ -107,5 +107,5 @@ def _axes(x: str, y: str) -> Axes:
 
 
 def _save(axes: Axes, path: Path) -> None:
-    axes.legend(frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.figure.savefig(path, dpi=150)
