@@ -7,10 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from antefix.embedded import model_path
 from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
 from antefix.training.base import load_base
+from antefix.training.checkpoint import TRAINED_NAME
 from antefix.training.examples import Example
 from antefix.training.generation import answers, longest_answer
 from antefix.training.metrics import exact_match
@@ -32,6 +35,9 @@ def test_a_demo_that_was_interrupted_begins_anew(
         patched.setattr(PrefixTrainer, "_inner_training_loop", interrupt)
         assert invoke(*least).exit_code == 130
     checkpoint = tmp_path / "antefix-demo" / "headline" / "checkpoint-1"
+    checkpoint.mkdir()
+    save_file({"moved": torch.zeros(1)}, checkpoint / TRAINED_NAME)
+    (checkpoint / "trainer_state.json").write_text("{}")
     assert RunFolder(str(checkpoint.parent), {}, ()).is_begun
     assert invoke(*least).exit_code == 0
 
