@@ -57,3 +57,17 @@ def test_bad_input(options: list[object], message: str, files: list[Path], tmp_p
     assert finished.exit_code == 1
     assert message in finished.output
     assert not output.exists()
+
+
+def test_files_that_were_changed_since_they_were_saved_are_refused(
+    files: list[Path], tmp_path: Path, invoke: Invoke
+) -> None:
+    """Else what is made of them would be whole by its own hash."""
+    whole, output = files[0].read_bytes(), tmp_path / "out"
+    files[0].write_bytes(whole[:-2] + bytes([whole[-2] ^ 1, whole[-1]]))
+    convert = ("convert", "--prefix", files[0], "--model", "embedded", "--output", output)
+    for command in (("compose", *files, "--output", output), convert):
+        refused = invoke(*command)
+        assert refused.exit_code == 1
+        assert "holds other numbers than it was saved with" in " ".join(refused.output.split())
+        assert not output.exists()

@@ -9,7 +9,7 @@ import typer
 
 from antefix.composition import average, concat
 from antefix.errors import ConfigError
-from antefix.storage import load_prefix, save_prefix
+from antefix.storage import save_prefix, verify_prefix
 
 
 def compose(
@@ -29,7 +29,7 @@ def compose(
     if weight and not averaged:
         raise ConfigError("--weight is for --average; one after another, prefixes have no weights.")
     part = _part(tokens) if tokens is not None else None
-    loaded = [load_prefix(path) for path in prefixes]
+    loaded = [verify_prefix(path) for path in prefixes]
     made = average(loaded, weight or None) if averaged else concat(loaded)
     if part is not None:
         made = made[part]

@@ -10,7 +10,7 @@ import typer
 from antefix.errors import ConfigError
 from antefix.meta import shapes_only
 from antefix.peft_format import read_peft, write_peft
-from antefix.storage import load_prefix, save_prefix
+from antefix.storage import save_prefix, verify_prefix
 
 
 def convert(
@@ -35,6 +35,6 @@ def convert(
     if from_peft:
         save_prefix(read_peft(prefix, shapes_only(model)), output)
     else:
-        loaded = load_prefix(prefix)
+        loaded = verify_prefix(prefix)
         write_peft(loaded, output, shapes_only(model), base_model=base_model, task_type=task_type)
     typer.echo(str(output))
