@@ -47,7 +47,8 @@ def build(
     """
     config, device, dtype = setting()
     torch.manual_seed(0)
-    base = LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
+    with device:
+        base = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     attached = copy.deepcopy(base)
     settings: dict[str, Any] = {}
     if encoder_hidden_size is not None:

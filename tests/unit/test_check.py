@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_right_kernels_pass(dtype: torch.dtype) -> None:
-    assert computes_right(CPU, dtype)
+    assert computes_right("operator", CPU, dtype)
 
 
 def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,5 +39,5 @@ def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with monkeypatch.context() as patch:
             patch.setattr(shared, name, kernel)
-            assert not computes_right(CPU, torch.float32)
-    assert computes_right(CPU, torch.float32)
+            assert not computes_right("operator", CPU, torch.float32)
+    assert computes_right("operator", CPU, torch.float32)

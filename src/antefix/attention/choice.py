@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from antefix.attention.check import is_trusted
-from antefix.attention.kernels import obstacle_to_kernels
+from antefix.attention.decoding import decode, decodes
+from antefix.attention.kernels import added, obstacle_to_kernels
 from antefix.attention.shared import shared_attention
 from antefix.sites import AttentionFunction, is_causal
 
@@ -37,8 +37,9 @@ def obstacle_to_sharing(
     )
     reason = next((reason for stands, reason in reasons if stands), None)
     if reason is None and query.device.type != "cpu":
-        reason = obstacle_to_kernels(query, value, mask if isinstance(mask, Tensor) else None)
-        if reason is None and not is_trusted(query.device, query.dtype):
+        width = max(query.shape[-1], value.shape[-1])
+        reason = obstacle_to_kernels(query.device.type, query.dtype, width)
+        if reason is None and not is_trusted("operator", query.device, query.dtype, width, mask is not None):
             reason = "this GPU's kernels did not compute a small case right"
     return reason
 
@@ -60,16 +61,21 @@ def share(
         key, value = key[:, :, :queries], value[:, :, :queries]
     scale = arguments.get("scaling")
     if mask is not None:
-        mask = _added(mask, query).expand(len(query), -1, queries, -1)
-    output = shared_attention(
-        query, key, value, prefixes, rows, mask, causal, query.shape[3] ** -0.5 if scale is None else scale
-    )
+        mask = added(mask, query).expand(len(query), -1, queries, -1)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if _is_decoded(query, key, value, mask, prefixes):
+        output = decode(query, key, value, prefixes, rows, mask, scale)
+    else:
+        output = shared_attention(query, key, value, prefixes, rows, mask, causal, scale)
     return output.transpose(1, 2).contiguous()
 
 
-def _added(mask: Tensor, query: Tensor) -> Tensor:
-    """Return a mask as numbers to add: the lowest there is and not infinity, which leaves nothing to compare."""
-    lowest = torch.finfo(query.dtype).min
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
-    return mask.to(query.dtype).clamp(min=lowest)
+def _is_decoded(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefixes: Sequence[tuple[Tensor, Tensor]]
+) -> bool:
+    width = max(query.shape[3], value.shape[3])
+    return (
+        query.is_cuda
+        and decodes(query, key, value, mask, prefixes)
+        and is_trusted("decoding", query.device, query.dtype, width, mask is not None)
+    )

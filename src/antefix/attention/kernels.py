@@ -1,26 +1,45 @@
-"""Attention over one part of the keys, with its log-sum-exp, and its gradients: PyTorch's flash kernels."""
+"""Attention over one part of the keys, with its log-sum-exp, and its gradients: PyTorch's kernels that tell it."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from antefix.attention.efficient import attend_efficiently, differentiate_efficiently
+
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_ON_GPU = 256
+Kernel = Literal["flash", "efficient"]
 
 
-def obstacle_to_kernels(query: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
-    """Return why no kernel tells the log-sum-exp for tensors like these; None where one does."""
-    device = query.device.type
+def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | None:
+    """Return why no kernel tells the log-sum-exp of heads that wide; None where one does."""
     on_gpu = device == "cuda"
     reasons = (
         (device not in ("cpu", "cuda"), f"there is no kernel for a device of type '{device}'"),
-        (on_gpu and query.dtype not in _HALF, "the flash kernel of a GPU takes half precision alone"),
-        (on_gpu and mask is not None, "the flash kernel of a GPU takes no mask"),
-        (on_gpu and max(query.shape[-1], value.shape[-1]) > _WIDEST_ON_GPU, "heads are too wide for a GPU's kernel"),
+        (on_gpu and dtype not in (*_HALF, torch.float32), "the kernels of a GPU take fp32, bf16 and fp16"),
+        (on_gpu and width > _WIDEST_ON_GPU, "heads are too wide for a GPU's kernels"),
     )
     return next((reason for stands, reason in reasons if stands), None)
+
+
+def added(mask: Tensor, query: Tensor) -> Tensor:
+    """Return a mask as numbers to add, the lowest low enough to leave nothing to compare.
+
+    It is half the lowest there is: a kernel that counts in powers of two multiplies it by 1.44 and must not overflow.
+    """
+    lowest = torch.finfo(query.dtype).min / 2
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
+    return mask.to(query.dtype).clamp(min=lowest)
+
+
+def kernel_of(dtype: torch.dtype, is_masked: bool) -> Kernel:
+    """Return which kernel of a GPU attends: flash where it can, which takes half precision and no mask."""
+    return "flash" if dtype in _HALF and not is_masked else "efficient"
 
 
 def attend_part(
@@ -33,7 +52,9 @@ def attend_part(
     """
     width = value.shape[-1]
     query, key, value = _of_one_width(query, key, value)
-    if query.is_cuda:
+    if query.is_cuda and kernel_of(query.dtype, mask is not None) == "efficient":
+        output, total = attend_efficiently(query, key, value, mask, is_causal, scale)
+    elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
         output, total = kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
     else:
@@ -58,11 +79,13 @@ def differentiate_part(
     wide = _of_one_width(query, key, value)
     if (missing := wide[2].shape[-1] - dims[2]) > 0:
         grad, output = pad(grad, (0, missing)), pad(output, (0, missing))
-    if query.is_cuda:
+    if query.is_cuda and kernel_of(query.dtype, mask is not None) == "efficient":
+        grads = differentiate_efficiently(grad, *wide, output, total, mask, is_causal, scale)
+    elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
-        unused = torch.empty(0, dtype=torch.long, device=query.device)  # lengths of packed rows, and dropout's seed
-        lengths = (unused, unused, query.shape[2], key.shape[2])
-        grads = kernel(grad, *wide, output, total.contiguous(), *lengths, 0.0, is_causal, unused, unused, scale=scale)
+        seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which there is none of
+        lengths = (None, None, query.shape[2], key.shape[2])  # no rows are packed
+        grads = kernel(grad, *wide, output, total.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         grads = kernel(grad, *wide, output, total, 0.0, is_causal, attn_mask=mask, scale=scale)

@@ -45,9 +45,13 @@ def shared_attention(
     token of its prefix.
     """
     keys, values = [key for key, _ in prefixes], [value for _, value in prefixes]
-    # An operator costs more to call than its kernels take to decode one token; without gradients none is needed.
-    attend = _operator if torch.is_grad_enabled() or torch.compiler.is_compiling() else _attend
-    output: Tensor = attend(query, key, value, keys, values, list(rows), mask, is_causal, scale)[0]
+    if torch.compiler.is_compiling():
+        output: Tensor = _operator(query, key, value, keys, values, list(rows), mask, is_causal, scale)[0]
+    elif torch.is_grad_enabled():
+        apply: Any = _Function.apply
+        output = apply(query, key, value, mask, rows, is_causal, scale, *keys, *values)[0]
+    else:
+        output = _merge(*_attend(query, key, value, keys, values, rows, mask, is_causal, scale))
     return output
 
 
@@ -61,8 +65,8 @@ def _attend(
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the output and its log-sum-exp `(batch, head, query)`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return output and log-sum-exp `(batch, head, query)` of the sequence, and those of the prefixes."""
     output, total = attend_part(query, key, value, mask, is_causal, scale)
     heads = key.shape[1]
 
@@ -80,8 +84,13 @@ def _attend(
         parts = [_nothing(ordered[own], value) if group < 0 else attend_prefix(ordered[own], group)
                  for group, own in groups]  # fmt: skip
         part, part_total = (_reordered(torch.cat(of_rows), _inverse(order)) for of_rows in zip(*parts, strict=True))
+    return output, total, part, part_total
+
+
+def _merge(output: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> Tensor:
+    """Weigh the sequence's output against that of the prefixes."""
     weight = torch.sigmoid(part_total - total).unsqueeze(-1).to(output.dtype)
-    return torch.lerp(output, part, weight), torch.logaddexp(total, part_total)
+    return torch.lerp(output, part, weight)
 
 
 def _differentiate(
@@ -195,6 +204,13 @@ def _unfold(folded: Tensor, like: Tensor) -> Tensor:
     return folded.view(folded.shape[1], rows, -1, dim).transpose(0, 1).reshape(rows, heads, 1, dim)
 
 
+def _attend_both(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp over both parts, with all heads of a query together in memory, as in `_shapes`."""
+    parts = _attend(query, *rest)
+    whole = _merge(*parts), torch.logaddexp(parts[1], parts[3])
+    return tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in whole)  # type: ignore[return-value]
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, prefix_keys, prefix_values, ctx.rows, mask, ctx.is_causal, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, mask, *output, *prefix_keys, *prefix_values)
@@ -211,13 +227,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return *grads, None, None, None, None
 
 
-def _attend_laid_out(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Do what `_attend` does, with all heads of a query together in memory, as `_shapes` promises."""
-    output, total = _attend(query, *rest)
-    return tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in (output, total))  # type: ignore[return-value]
-
-
-_operator = torch.library.custom_op("antefix::shared_attention", _attend_laid_out, mutates_args=(), schema=_SCHEMA)
+_operator = torch.library.custom_op("antefix::shared_attention", _attend_both, mutates_args=(), schema=_SCHEMA)
 _operator.register_autograd(_backward, setup_context=_keep)
 
 
@@ -227,3 +237,26 @@ def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tens
     output = query.new_empty(batch, queries, heads, value.shape[3])
     total = query.new_empty(batch, queries, heads, dtype=_total_dtype(query))
     return output.transpose(1, 2), total.transpose(1, 2)
+
+
+class _Function(torch.autograd.Function):
+    """The operator without its dispatcher, which takes longer to call than short attention takes to compute."""
+
+    @staticmethod
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Any, is_causal: bool, scale: float,
+        *prefixes: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        half = len(prefixes) // 2
+        return _attend_both(query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, mask, rows, is_causal, scale, *prefixes = inputs
+        half = len(prefixes) // 2
+        _keep(ctx, (query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale), output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        of_query, of_key, of_value, of_keys, of_values, *_ = _backward(ctx, *grads)
+        return of_query, of_key, of_value, None, None, None, None, *of_keys, *of_values

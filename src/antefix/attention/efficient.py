@@ -1,0 +1,76 @@
+"""PyTorch's memory-efficient kernels of a GPU, which take masks and fp32: attention over one part of the keys.
+
+They know as many key/value heads as query heads. Where nothing is hidden, the queries of one key/value head become
+queries of one head, which copies queries alone; elsewhere keys and values are repeated, as Transformers' own sdpa
+function repeats them beside a mask. They follow Rabe & Staats (2021, arXiv 2112.05682).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_LANES = 32
+"""The kernels read log-sum-exps in blocks of so many queries."""
+_ALIGNED = 8
+"""A row of a mask begins at a multiple of so many numbers in memory."""
+
+
+def attend_efficiently(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return output `(batch, head, query, dim)` and log-sum-exp `(batch, head, query)`; all heads are of one width."""
+    plain = mask is None and not is_causal
+    own, key, value = _of_as_many_heads(query, key, value, plain)
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    bias = None if mask is None else _aligned(mask, own)
+    output, total = kernel(own, key, value, bias, True, 0.0, is_causal, scale=scale)[:2]
+    return output.reshape(query.shape), total[..., : own.shape[2]].reshape(query.shape[:3])
+
+
+def differentiate_efficiently(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    total: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value; `output` and `total` are those over all parts together."""
+    plain = mask is None and not is_causal
+    own, wide_key, wide_value = _of_as_many_heads(query, key, value, plain)
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+    total = total.reshape(own.shape[:3])
+    total = pad(total, (0, -total.shape[2] % _LANES), value=float("inf"))  # a query that is not there weighs nothing
+    unused = torch.empty(0, dtype=torch.long, device=query.device)  # dropout's seed
+    grads = kernel(
+        grad.reshape(own.shape), own, wide_key, wide_value, None if mask is None else _aligned(mask, own),
+        output.reshape(own.shape), total, unused, unused, 0.0, (True, True, True, False), is_causal, scale=scale,
+    )  # fmt: skip
+    grad_key, grad_value = (
+        part if part.shape == narrow.shape else part.unflatten(1, (narrow.shape[1], -1)).sum(2)
+        for part, narrow in ((grads[1], key), (grads[2], value))
+    )
+    return grads[0].reshape(query.shape), grad_key, grad_value
+
+
+def _of_as_many_heads(query: Tensor, key: Tensor, value: Tensor, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values of as many heads: fewer, longer ones of queries where nothing is hidden."""
+    batch, heads, _, dim = query.shape
+    group = heads // key.shape[1]
+    if group > 1 and plain:
+        return query.reshape(batch, key.shape[1], -1, dim), key, value
+    if group > 1:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    return query, key, value
+
+
+def _aligned(mask: Tensor, query: Tensor) -> Tensor:
+    """Return a mask `(batch, head, query, key)` whose rows lie as the kernels want them in memory."""
+    keys = mask.shape[3]
+    padded = pad(mask, (0, -keys % _ALIGNED))[..., :keys]
+    return padded.expand(*query.shape[:3], keys)
