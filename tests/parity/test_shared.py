@@ -86,6 +86,19 @@ def test_dtypes(dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_few_tokens_beside_a_long_prefix_keep_their_weight(dtype: torch.dtype) -> None:
+    """Beside 2,000 tokens whose values are 0, the output is the weight of the row's own 5, to 1 in 100."""
+    (query, key, _), _ = draw_case(dtype=dtype)
+    value, prefix_value = torch.ones(3, 2, 5, 8, dtype=dtype), torch.zeros(2, 2000, 8, dtype=dtype)
+    prefix = (draw(2, 2000, 8, dtype=dtype), prefix_value)
+    exact = [part.double() for part in (query, key, value)], [tuple(part.double() for part in prefix)]
+    expected = by_hand(*exact[0], exact[1], [0, 0, 0], None, True)
+    with torch.no_grad():
+        actual = shared_attention(query, key, value, [prefix], [0, 0, 0], None, True, SCALE)
+    assert ((actual.double() - expected).abs() / expected).max() < 0.01
+
+
 def test_a_prefix_is_never_copied() -> None:
     """What reaches the operator is the memory of the prefix itself, however many rows use it."""
     family = FAMILIES["Llama"]

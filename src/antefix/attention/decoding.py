@@ -22,6 +22,8 @@ except ImportError:  # PyTorch for a CPU comes without
 
 _MOST_TOKENS = 8192
 """A row is one program's work for each key/value head; flash attention splits what is longer than this."""
+_BLOCK, _WARPS, _STAGES = 8192, 4, 3
+"""How many numbers of keys a program reads at once, by how many warps, and how many blocks are on their way."""
 
 
 def decodes(
@@ -60,8 +62,8 @@ def decode(
             query.stride(0), query.stride(1), *key.stride()[:3], *value.stride()[:3],
             0 if mask is None else mask.stride(0), 0 if mask is None else mask.stride(3),
             key_dim=key_dim, value_dim=value_dim, wide=wide, group=group,
-            grouped=max(16, triton.next_power_of_2(group)), at_once=64 if wide <= 128 else 32,
-            is_masked=mask is not None,
+            grouped=max(16, triton.next_power_of_2(group)), at_once=min(128, _BLOCK // wide),
+            is_masked=mask is not None, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return output
 

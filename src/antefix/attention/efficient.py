@@ -46,10 +46,12 @@ def differentiate_efficiently(
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention_backward
     total = total.reshape(own.shape[:3])
     total = pad(total, (0, -total.shape[2] % _LANES), value=float("inf"))  # a query that is not there weighs nothing
-    unused = torch.empty(0, dtype=torch.long, device=query.device)  # dropout's seed
+    # In half precision the kernel takes it for granted that outputs lie as it writes them: by query, then by head.
+    output = output.reshape(own.shape).transpose(1, 2).contiguous().transpose(1, 2)
+    seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which there is none of
     grads = kernel(
-        grad.reshape(own.shape), own, wide_key, wide_value, None if mask is None else _aligned(mask, own),
-        output.reshape(own.shape), total, unused, unused, 0.0, (True, True, True, False), is_causal, scale=scale,
+        grad.reshape(own.shape), own, wide_key, wide_value, None if mask is None else _aligned(mask, own), output,
+        total, seed, seed, 0.0, (True, True, True, False), is_causal, scale=scale,
     )  # fmt: skip
     grad_key, grad_value = (
         part if part.shape == narrow.shape else part.unflatten(1, (narrow.shape[1], -1)).sum(2)
