@@ -76,6 +76,19 @@ def test_decoding(dtype: torch.dtype, is_masked: bool, dims: tuple[int, int], to
         assert_near(in_parts, expected, TOLERANCE[dtype])
 
 
+def test_a_prefix_may_begin_anywhere_in_memory() -> None:
+    """An address that is no multiple of 16 bytes is read by smaller pieces."""
+    drawn, _ = draw_case(1, 70, 64, 64)
+    exact = [part.detach().to(torch.bfloat16).double() for part in drawn]
+    prefix = torch.randn(2, 2 * 300 * 64 + 1).to(torch.bfloat16)
+    exact_pair = tuple(part[1:].view(2, 300, 64).double() for part in prefix)
+    pair = tuple(part.cuda()[1:].view(2, 300, 64) for part in prefix)
+    expected = by_hand(*exact, [exact_pair], [0, -1, 0], None, False)
+    with torch.no_grad():
+        actual = decode(*(part.to("cuda", torch.bfloat16) for part in exact), [pair], [0, -1, 0], None, SCALE)
+    assert_near(actual, expected, TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("width", [16, 64, 80, 128, 256])
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -22,6 +22,8 @@ except ImportError:  # PyTorch for a CPU comes without
 
 _MOST_TOKENS = 8192
 """A row is one program's work for each key/value head; flash attention splits what is longer than this."""
+_ALIGNED = 16
+"""Bytes that are read in one piece where all begins at multiples of them."""
 _BLOCK, _WARPS, _STAGES = 8192, 4, 3
 """How many numbers of keys a program reads at once, by how many warps, and how many blocks are on their way."""
 
@@ -52,7 +54,8 @@ def decode(
     batch, heads, _, key_dim = query.shape
     kv_heads, value_dim = key.shape[1], value.shape[3]
     lying = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
-    table = _table(query.device, lying, tuple(rows))
+    table, is_aligned = _table(query.device, lying, tuple(rows))
+    is_aligned = is_aligned and key_dim * query.itemsize % _ALIGNED == value_dim * query.itemsize % _ALIGNED == 0
     output = query.new_empty(batch, 1, heads, value_dim).transpose(1, 2)
     group = heads // kv_heads
     wide = triton.next_power_of_2(max(key_dim, value_dim, 16))
@@ -63,19 +66,21 @@ def decode(
             0 if mask is None else mask.stride(0), 0 if mask is None else mask.stride(3),
             key_dim=key_dim, value_dim=value_dim, wide=wide, group=group,
             grouped=max(16, triton.next_power_of_2(group)), at_once=min(128, _BLOCK // wide),
-            is_masked=mask is not None, num_warps=_WARPS, num_stages=_STAGES,
+            is_aligned=is_aligned, is_masked=mask is not None, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return output
 
 
 @functools.lru_cache(maxsize=4096)
-def _table(device: torch.device, lying: tuple[tuple[int, int, int], ...], rows: tuple[int, ...]) -> Tensor:
+def _table(device: torch.device, lying: tuple[tuple[int, int, int], ...], rows: tuple[int, ...]) -> tuple[Tensor, bool]:
     """Return `(3, row)`: where the keys and the values of each row's prefix lie, and how many tokens it has.
 
     It says nothing but addresses, so it holds for whatever lies there, and is copied to a GPU once for many tokens.
+    The second says whether all begin where bytes can be read in pieces.
     """
     of_rows = [lying[row] if row >= 0 else (0, 0, 0) for row in rows]
-    return torch.tensor(of_rows, dtype=torch.long, device=device).T.contiguous()
+    is_aligned = all(address % _ALIGNED == 0 for row in of_rows for address in row[:2])
+    return torch.tensor(of_rows, dtype=torch.long, device=device).T.contiguous(), is_aligned
 
 
 if triton is not None:
@@ -85,7 +90,7 @@ if triton is not None:
         query, key, value, table, mask, output, scale, keys,
         query_row, query_head, key_row, key_head, key_token, value_row, value_head, value_token, mask_row, mask_token,
         key_dim: tl.constexpr, value_dim: tl.constexpr, wide: tl.constexpr, group: tl.constexpr,
-        grouped: tl.constexpr, at_once: tl.constexpr, is_masked: tl.constexpr,
+        grouped: tl.constexpr, at_once: tl.constexpr, is_aligned: tl.constexpr, is_masked: tl.constexpr,
     ):  # fmt: skip
         """Attend with the query heads of one key/value head of one row."""
         row, head = tl.program_id(0), tl.program_id(1)
@@ -104,12 +109,12 @@ if triton is not None:
         prefix_value = tl.load(table + rows + row).to(kind) + head * number * value_dim
         most, weight, total = _read(
             queries, prefix_key, prefix_value, mask, number, key_dim, value_dim, 0, scale, most, weight, total,
-            key_dim, value_dim, wide, at_once, False,
+            key_dim, value_dim, wide, at_once, is_aligned, False,
         )  # fmt: skip
         most, weight, total = _read(
             queries, key + row.to(tl.int64) * key_row + head * key_head, value + row.to(tl.int64) * value_row
             + head * value_head, mask + row * mask_row, keys, key_token, value_token, mask_token, scale, most, weight,
-            total, key_dim, value_dim, wide, at_once, is_masked,
+            total, key_dim, value_dim, wide, at_once, False, is_masked,
         )  # fmt: skip
         answer = (total / weight[:, None]).to(output.dtype.element_ty)
         at = output + (row * heads * group + head * group + members)[:, None] * value_dim + dims[None, :]
@@ -119,17 +124,18 @@ if triton is not None:
     def _read(
         queries, key, value, mask, number, key_token, value_token, mask_token, scale, most, weight, total,
         key_dim: tl.constexpr, value_dim: tl.constexpr, wide: tl.constexpr, at_once: tl.constexpr,
-        is_masked: tl.constexpr,
+        is_aligned: tl.constexpr, is_masked: tl.constexpr,
     ):  # fmt: skip
         """Take so many more tokens into account: the largest score so far, the sum of weights, that of values."""
         dims = tl.arange(0, wide)
         for start in range(0, number, at_once):
             tokens = start + tl.arange(0, at_once)
             there = tokens < number
-            keys = tl.load(
-                key + tokens[:, None] * key_token + dims[None, :],
-                mask=there[:, None] & (dims < key_dim)[None, :], other=0.0,
-            )  # fmt: skip
+            keys_at = key + tokens[:, None] * key_token + dims[None, :]
+            values_at = value + tokens[:, None] * value_token + dims[None, :]
+            if is_aligned:  # what an address from a table does not tell
+                keys_at, values_at = tl.multiple_of(keys_at, (1, 16)), tl.multiple_of(values_at, (1, 16))
+            keys = tl.load(keys_at, mask=there[:, None] & (dims < key_dim)[None, :], other=0.0)
             scores = tl.dot(queries, keys.trans(), input_precision="ieee") * scale
             if is_masked:
                 added = tl.load(mask + tokens * mask_token, mask=there, other=0.0).to(tl.float32)
@@ -137,10 +143,7 @@ if triton is not None:
             scores = tl.where(there[None, :], scores, float("-inf"))
             larger = tl.maximum(most, tl.max(scores, 1))
             kept, weights = tl.exp(most - larger), tl.exp(scores - larger[:, None])
-            values = tl.load(
-                value + tokens[:, None] * value_token + dims[None, :],
-                mask=there[:, None] & (dims < value_dim)[None, :], other=0.0,
-            )  # fmt: skip
+            values = tl.load(values_at, mask=there[:, None] & (dims < value_dim)[None, :], other=0.0)
             total = total * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
             weight = weight * kept + tl.sum(weights, 1)
             most = larger
