@@ -229,7 +229,8 @@ class PrefixBank:
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
         needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
-        return {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
+        dtype = None if torch.compiler.is_compiling() else self.model.dtype
+        return {path: pair for source in needed for path, pair in self._placement.made(source, cache, dtype).items()}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)

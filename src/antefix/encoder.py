@@ -35,10 +35,12 @@ class PrefixSource(Protocol):
     def training(self) -> bool:
         """Whether it trains now."""
 
-    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(
+        self, dropout: bool = True, dtype: torch.dtype | None = None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
-        Without `dropout`, return what is to be saved.
+        Without `dropout`, return what is to be saved; `dtype` is what it is wanted in, by default as it is made.
         """
 
 
@@ -89,13 +91,15 @@ class PrefixEncoder(nn.Module):
             flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
         return flat
 
-    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(
+        self, dropout: bool = True, dtype: torch.dtype | None = None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
         Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output.
         """
         flat = self()
-        return split(self.dropout(flat) if dropout else flat, self.sites)
+        return split((self.dropout(flat) if dropout else flat).to(dtype), self.sites)
 
 
 def prefix_of(
@@ -138,8 +142,15 @@ def split(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Undo `flatten`: return `(key, value)` by site path, `(kv_head, token, dim)`, laid out as attention reads them."""
     dims = [(site.num_key_value_heads, dim) for site in sites for dim in (site.key_dim, site.value_dim)]
+    if len(set(dims)) == 1:  # all in one piece, forward and backward
+        parts = flat.unflatten(1, (len(dims), *dims[0])).permute(1, 2, 0, 3).contiguous().unbind()
+        return _by_path(parts, sites)
     columns = flat.split([heads * dim for heads, dim in dims], dim=1)
     parts = [
         column.unflatten(1, shape).transpose(0, 1).contiguous() for column, shape in zip(columns, dims, strict=True)
     ]
+    return _by_path(parts, sites)
+
+
+def _by_path(parts: Sequence[torch.Tensor], sites: Sequence[Site]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {site.path: (parts[2 * i], parts[2 * i + 1]) for i, site in enumerate(sites)}

@@ -247,17 +247,14 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Any, is_causal: bool, scale: float,
-        *prefixes: Tensor,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Any, is_causal: bool,
+        scale: float, *prefixes: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         half = len(prefixes) // 2
-        return _attend_both(query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, mask, rows, is_causal, scale, *prefixes = inputs
-        half = len(prefixes) // 2
-        _keep(ctx, (query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale), output)
+        inputs = query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale
+        output = _attend_both(*inputs)
+        _keep(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
