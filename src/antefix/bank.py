@@ -229,8 +229,7 @@ class PrefixBank:
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
         needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
-        dtype = None if torch.compiler.is_compiling() else self.model.dtype
-        return {path: pair for source in needed for path, pair in self._placement.made(source, cache, dtype).items()}
+        return {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -240,7 +239,8 @@ class PrefixBank:
         with self.use(None):
             initial = initial_prefix(self.model, tokenizer, config, sites)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        encoders = [PrefixEncoder(group, config, initial).to(self.model.device) for group in by_kind if group]
+        dtype, device = self.model.dtype, self.model.device
+        encoders = [PrefixEncoder(group, config, initial, dtype).to(device) for group in by_kind if group]
         return [encoder.train(self.model.training) for encoder in encoders]
 
     def _freeze_base(self) -> None:

@@ -35,12 +35,10 @@ class PrefixSource(Protocol):
     def training(self) -> bool:
         """Whether it trains now."""
 
-    def keys_and_values(
-        self, dropout: bool = True, dtype: torch.dtype | None = None
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
-        Without `dropout`, return what is to be saved; `dtype` is what it is wanted in, by default as it is made.
+        Without `dropout`, return what is to be saved.
         """
 
 
@@ -49,13 +47,23 @@ class PrefixEncoder(nn.Module):
 
     The flat output has one row a virtual token: for each site its key, then its value, heads first. `initial` is the
     prefix to begin at; without one, the parameters are drawn as PyTorch draws them. With the MLP, `initial` is added
-    to what the network makes, which begins at zero.
+    to what the network makes, which begins at zero. `attention_dtype` is what keys and values are cast to at once;
+    where attention computes in another, it casts them site by site.
     """
 
     start: torch.Tensor | None
+    like: torch.Tensor
 
-    def __init__(self, sites: Sequence[Site], config: PrefixConfig, initial: Prefix | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        config: PrefixConfig,
+        initial: Prefix | None = None,
+        attention_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        like = torch.empty(0, dtype=attention_dtype)
+        self.register_buffer("like", like, persistent=False)  # goes to another dtype with the base
         self.sites = tuple(sites)
         self.num_virtual_tokens = config.num_virtual_tokens
         self.num_frozen_tokens = config.num_frozen_tokens if initial is not None else 0
@@ -91,15 +99,14 @@ class PrefixEncoder(nn.Module):
             flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
         return flat
 
-    def keys_and_values(
-        self, dropout: bool = True, dtype: torch.dtype | None = None
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
         Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output.
+        Without it, they are as they are to be saved, in the dtype of the parameters.
         """
         flat = self()
-        return split((self.dropout(flat) if dropout else flat).to(dtype), self.sites)
+        return split(self.dropout(flat).to(self.like.dtype) if dropout else flat, self.sites)
 
 
 def prefix_of(

@@ -44,17 +44,14 @@ class Placement:
                 self._placed.popitem(last=False)
         return placed
 
-    def made(self, source: PrefixSource, cache: Any, dtype: torch.dtype | None) -> KeysAndValues:
-        """Return what a source makes: anew for each forward, or, without gradients, once for a cache that fills.
-
-        All of it is cast to `dtype` at once; what attention wants in another it casts for itself.
-        """
+    def made(self, source: PrefixSource, cache: Any) -> KeysAndValues:
+        """Return what a source makes: anew for each forward, or, without gradients, once for a cache that fills."""
         read_only = not (torch.is_grad_enabled() or source.training or torch.compiler.is_compiling())
         if not (read_only and isinstance(cache, Cache)):
-            return source.keys_and_values(dtype=dtype)
+            return source.keys_and_values()
         made = self._made.setdefault(cache, {})
         if source not in made or cache.get_seq_length() == 0:
-            made[source] = source.keys_and_values(dtype=dtype)
+            made[source] = source.keys_and_values()
         return made[source]
 
     def drop(self, name: str) -> None:

@@ -118,3 +118,12 @@ def test_layers_select_sites() -> None:
     assert [site.layer for site in config.select(GPT2_SIZED)] == [0, 3]
     with pytest.raises(antefix.ConfigError, match="layers"):
         antefix.PrefixConfig(4, layers=(99,)).select(GPT2_SIZED)
+
+
+def test_keys_and_values_come_in_the_dtype_of_the_base() -> None:
+    """They are cast at once, follow the base to another dtype, and are saved as they are trained."""
+    encoder = antefix.PrefixEncoder(UNEVEN, antefix.PrefixConfig(3, init="random"), None, torch.bfloat16)
+    assert {part.dtype for pair in encoder.keys_and_values().values() for part in pair} == {torch.bfloat16}
+    assert {part.dtype for pair in encoder.keys_and_values(dropout=False).values() for part in pair} == {torch.float32}
+    exact = encoder.double().keys_and_values()
+    assert all(torch.equal(key, exact[path][0]) for path, (key, _) in encoder.keys_and_values(dropout=False).items())

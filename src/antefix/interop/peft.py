@@ -78,16 +78,14 @@ class PromptEncoder:
         """Whether PEFT's model, and so its encoder, trains now."""
         return bool(self.peft_model.training)
 
-    def keys_and_values(
-        self, dropout: bool = True, dtype: torch.dtype | None = None
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key and value `(kv_head, token, head_dim)` by site path; PEFT's encoders have no dropout."""
         encoder = self.peft_model.prompt_encoder[self.name]
         flat = encoder.embedding.weight
         if not self.peft_model.peft_config[self.name].inference_mode:  # in which what an MLP made is there without it
             tokens = torch.arange(self._layout.num_virtual_tokens, device=flat.device)
             flat = encoder(tokens[None])[0]
-        return self._layout.deal(flat.to(dtype), self.sites)
+        return self._layout.deal(flat, self.sites)
 
     @property
     def _layout(self) -> PeftLayout:
