@@ -65,7 +65,7 @@ def build(
             theirs_now = PromptEncoder(peft, f"p{number}", bank.sites)
             bank.add(f"p{number}", prefix_of([theirs_now], bank.sites, metadata={}, modules={}))
         bank.activate(f"p{number}")
-        _check(peft, attached, f"p{number}", dtype)
+        _check(base, peft, attached, f"p{number}", dtype)
     peft.set_adapter("p0")
     bank.activate("p0")
     return Peers(base, peft.eval(), attached, bank)
@@ -88,11 +88,13 @@ def _copy_encoder(peft: PeftModel, bank: antefix.PrefixBank, name: str, tokens: 
         ours.transform.load_state_dict(theirs.transform.state_dict())
 
 
-def _check(peft: PeftModel, attached: LlamaForCausalLM, name: str, dtype: torch.dtype) -> None:
+def _check(base: LlamaForCausalLM, peft: PeftModel, attached: LlamaForCausalLM, name: str, dtype: torch.dtype) -> None:
     peft.eval().set_adapter(name)
     ids = draw_ids(2, 8)
     with torch.no_grad():
-        expected, actual = (model(input_ids=ids).logits.float() for model in (peft, attached))
-    difference = ((actual - expected).norm() / expected.norm()).item()
-    if not difference <= TOLERANCE[dtype]:
-        raise RuntimeError(f"PEFT and antefix differ by {difference:.2%} in their logits before timing")
+        expected, actual, bare = (model(input_ids=ids).logits.float() for model in (peft, attached, base))
+    difference, effect = ((other - expected).norm() / expected.norm() for other in (actual, bare))
+    if not difference <= TOLERANCE[dtype] < effect:
+        raise RuntimeError(
+            f"before timing, logits differ from PEFT's by {difference:.2%} with antefix and {effect:.2%} without"
+        )

@@ -239,8 +239,12 @@ class PrefixBank:
         with self.use(None):
             initial = initial_prefix(self.model, tokenizer, config, sites)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        dtype, device = self.model.dtype, self.model.device
-        encoders = [PrefixEncoder(group, config, initial, dtype).to(device) for group in by_kind if group]
+        device, dtype = self.model.device, self.model.dtype
+        encoders = [
+            PrefixEncoder(group, config, initial, dtype if dtype.itemsize > 1 else None).to(device)
+            for group in by_kind
+            if group
+        ]
         return [encoder.train(self.model.training) for encoder in encoders]
 
     def _freeze_base(self) -> None:

@@ -47,12 +47,12 @@ class PrefixEncoder(nn.Module):
 
     The flat output has one row a virtual token: for each site its key, then its value, heads first. `initial` is the
     prefix to begin at; without one, the parameters are drawn as PyTorch draws them. With the MLP, `initial` is added
-    to what the network makes, which begins at zero. `attention_dtype` is what keys and values are cast to at once;
-    where attention computes in another, it casts them site by site.
+    to what the network makes, which begins at zero. Keys and values are cast to `attention_dtype` at once, if
+    one is given; where attention computes in another, it casts them again, site by site.
     """
 
     start: torch.Tensor | None
-    like: torch.Tensor
+    dtype_of: torch.Tensor | None
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class PrefixEncoder(nn.Module):
         attention_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        like = torch.empty(0, dtype=attention_dtype)
-        self.register_buffer("like", like, persistent=False)  # goes to another dtype with the base
+        dtype_of = None if attention_dtype is None else torch.empty(0, dtype=attention_dtype)
+        self.register_buffer("dtype_of", dtype_of, persistent=False)  # goes to another dtype with the base
         self.sites = tuple(sites)
         self.num_virtual_tokens = config.num_virtual_tokens
         self.num_frozen_tokens = config.num_frozen_tokens if initial is not None else 0
@@ -106,7 +106,9 @@ class PrefixEncoder(nn.Module):
         Without it, they are as they are to be saved, in the dtype of the parameters.
         """
         flat = self()
-        return split(self.dropout(flat).to(self.like.dtype) if dropout else flat, self.sites)
+        if dropout:
+            flat = self.dropout(flat).to(None if self.dtype_of is None else self.dtype_of.dtype)
+        return split(flat, self.sites)
 
 
 def prefix_of(

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 import antefix
+from antefix.errors import UnsupportedModelError
 from antefix.initialize import token_prefix
 from tests.parity.compare import assert_close, assert_far, with_prefix
 from tests.parity.conftest import over
@@ -227,3 +228,12 @@ def test_a_static_cache_is_filled_by_hand(name: str) -> None:
         steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(ids.shape[1])]
         whole = model(ids, use_cache=False).logits
     torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-4, rtol=0)
+
+
+def test_pages_of_keys_and_values_are_refused() -> None:
+    """Continuous batching (`generate_batch`) hands attention a cache to fill, which prefixes would end up in."""
+    model, bank = with_prefix(FAMILIES["Llama"])
+    with pytest.raises(UnsupportedModelError, match="beside which no prefix can stand"):
+        model(draw_ids(1, 4), cache=object())
+    bank.deactivate()
+    model(draw_ids(1, 4), cache=object())

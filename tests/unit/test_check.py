@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from antefix.attention import shared
-from antefix.attention.check import computes_right
+from antefix.attention import check, shared
+from antefix.attention.check import HeadShape, computes_right, is_trusted
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_right_kernels_pass(dtype: torch.dtype) -> None:
-    assert computes_right("operator", CPU, dtype)
+@pytest.mark.parametrize("heads", [HeadShape(), HeadShape(12, 6, 1), HeadShape(80, 80, 4)], ids=str)
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_right_kernels_pass(dtype: torch.dtype, heads: HeadShape, is_masked: bool) -> None:
+    assert computes_right("operator", CPU, dtype, heads, is_masked)
 
 
 def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +43,37 @@ def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(shared, name, kernel)
             assert not computes_right("operator", CPU, torch.float32)
     assert computes_right("operator", CPU, torch.float32)
+
+
+def test_one_wrong_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is right but for the last of 32 queries, and for masks alone."""
+    attend = shared.attend_part
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        output, total = attend(query, key, value, mask, *rest)
+        if mask is not None and query.shape[2] == 32:
+            output[:, :, -1] *= 2
+        return output, total
+
+    monkeypatch.setattr(shared, "attend_part", wrong)
+    assert computes_right("operator", CPU, torch.float32, is_masked=False)
+    assert not computes_right("operator", CPU, torch.float32, is_masked=True)
+
+
+def test_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of hiding are looked at together, once."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(check, "_found", {})
+    monkeypatch.setattr(check, "computes_right", lambda *key: asked.append(key) or key[-1])
+    kind = ("operator", CPU, torch.float32, HeadShape())
+    assert [is_trusted(*kind, masked) for masked in (True, False, True)] == [True, False, True]
+    assert asked == [(*kind, False), (*kind, True)]
+
+
+def test_a_lack_of_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(shared, "attend_part", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        computes_right("operator", CPU, torch.float32)

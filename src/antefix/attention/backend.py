@@ -47,6 +47,11 @@ def attend(
     shared = forward.shared_at(site.path, key)
     if shared is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
+    if kwargs.get("cache") is not None:  # which only Transformers' own function would fill
+        raise UnsupportedModelError(
+            "generate_batch keeps keys and values in pages, beside which no prefix can stand; generate takes batches "
+            "of any prefixes, and antefix serve batches as it goes."
+        )
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
         return share(module, query, key, value, attention_mask, *shared, **kwargs), None

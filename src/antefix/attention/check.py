@@ -7,7 +7,8 @@ first use on a device, in a dtype, is compared with softmax written out; where t
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,83 +22,120 @@ logger = logging.getLogger(__name__)
 Way = Literal["operator", "decoding"]
 _TOLERANCE = 0.05
 """Of the largest number expected: half precision keeps 8 to 11 bits, a wrong weight is off by far more."""
+_LENGTHS = (5, 32)
+"""Tokens of a row: kernels read queries in blocks of 32, and go other ways where one is not full."""
 _ROWS = [0, 1, -1]
 
-_found: dict[tuple[Way, torch.device, torch.dtype, int, bool], bool] = {}
+
+class HeadShape(NamedTuple):
+    """What a kernel is made for: the widths of keys and of values, and how many query heads share one of them."""
+
+    key_dim: int = 16
+    value_dim: int = 16
+    group: int = 2
 
 
-def is_trusted(way: Way, device: torch.device, dtype: torch.dtype, width: int, is_masked: bool) -> bool:
-    """Return whether a way to attend is right there with heads that wide, beside a mask or where causal.
+_USUAL = HeadShape()
+_found: dict[tuple[Way, torch.device, torch.dtype, HeadShape, bool], bool] = {}
 
-    That is found out once for each, but not by a graph being compiled.
+
+def is_trusted(way: Way, device: torch.device, dtype: torch.dtype, heads: HeadShape, is_masked: bool) -> bool:
+    """Return whether a way to attend is right there with such heads, beside a mask or where causal.
+
+    That is found out once for both, but not by a graph being compiled.
     """
-    key = (way, device, dtype, width, is_masked)
-    if key not in _found and not torch.compiler.is_compiling():
-        _found[key] = computes_right(*key)
-    return _found.get(key, False)
+    key = (way, device, dtype, heads)
+    if (*key, is_masked) not in _found and not torch.compiler.is_compiling():
+        for masked in (False, True):
+            _found[(*key, masked)] = computes_right(*key, masked)
+    return _found.get((*key, is_masked), False)
 
 
 def computes_right(
-    way: Way, device: torch.device, dtype: torch.dtype, width: int = 16, is_masked: bool = False
+    way: Way, device: torch.device, dtype: torch.dtype, heads: HeadShape = _USUAL, is_masked: bool = False
 ) -> bool:
-    """Compute a small case of two prefixes one way and by hand, and compare outputs and gradients."""
+    """Compute small cases of two prefixes one way and by hand, and compare outputs and gradients."""
     keep = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # checkpointing counts what is saved
-    case = _case if way == "operator" else _decoding_case
     try:
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False), keep:
-            ours, by_hand = (case(device, dtype, width, is_masked, written_out) for written_out in (False, True))
+            return all(_is_right(way, _Case(device, dtype, heads, is_masked, length)) for length in _LENGTHS)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a compiler of kernels fails in ways of its own
-        logger.debug("the %s cannot be used on %s in %s: %s", way, device, dtype, error)
+        logger.debug("the %s cannot be used on %s in %s with %s: %s", way, device, dtype, heads, error)
         return False
+
+
+def _is_right(way: Way, case: _Case) -> bool:
+    compute = _operate if way == "operator" else _decode_last
     return all(
         bool((actual.double() - expected).abs().max() <= _TOLERANCE * expected.abs().max())
-        for actual, expected in zip(ours, by_hand, strict=True)
+        for actual, expected in zip(compute(case), compute(replace(case, written_out=True)), strict=True)
     )
 
 
-def _case(device: torch.device, dtype: torch.dtype, width: int, is_masked: bool, written_out: bool) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Case:
+    """3 rows of so many tokens, the first with two of padding where it is masked; prefixes of 7 tokens, of 1, and none.
+
+    What is written out is so in float64.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    heads: HeadShape
+    is_masked: bool
+    length: int
+    written_out: bool = False
+
+    def draw(self) -> list[Tensor]:
+        """Draw queries, keys and values of 2 key/value heads, and keys and values of the prefixes."""
+        (key_dim, value_dim, group), length = self.heads, self.length
+        generator = torch.Generator("cpu").manual_seed(0)
+        shapes = [(3, 2 * group, length, key_dim)]
+        shapes += [(*rest, dim) for rest in ((3, 2, length), (2, 7), (2, 1)) for dim in (key_dim, value_dim)]
+        tensors = []
+        for shape in shapes:
+            drawn = torch.randn(*shape, generator=generator, device="cpu").to(self.device, self.dtype)
+            tensors.append(drawn.to(torch.float64 if self.written_out else self.dtype).requires_grad_())
+        return tensors
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return float(self.heads.key_dim**-0.5)
+
+    @property
+    def seen(self) -> Tensor:
+        """Which tokens of its row each query sees: of padding, queries see their prefix alone."""
+        seen = torch.ones(3, 1, self.length, self.length, dtype=torch.bool, device=self.device).tril()
+        if self.is_masked:
+            seen[0, ..., :2] = False
+        return seen
+
+
+def _operate(case: _Case) -> list[Tensor]:
     """Return output and gradients of the operator."""
     with torch.enable_grad():
-        query, key, value, *prefixes = tensors = _draw(device, dtype, width, written_out)
-        seen = _seen(device, is_masked)
-        if written_out:
-            output = _written_out(query, key, value, prefixes, seen)
+        query, key, value, *prefixes = tensors = case.draw()
+        if case.written_out:
+            output = _written_out(query, key, value, prefixes, case.seen)
         else:
-            mask = added(seen, query) if is_masked else None
-            output = shared_attention(query, key, value, _pairs(prefixes), _ROWS, mask, not is_masked, width**-0.5)
-        uneven = torch.linspace(-1, 1, output.numel(), device=device).view(output.shape).to(output.dtype)
+            mask = added(case.seen, query) if case.is_masked else None
+            output = shared_attention(query, key, value, _pairs(prefixes), _ROWS, mask, mask is None, case.scale)
+        uneven = torch.linspace(-1, 1, output.numel(), device=case.device).view(output.shape).to(output.dtype)
         return [output.detach(), *torch.autograd.grad(output, tensors, uneven)]
 
 
-def _decoding_case(
-    device: torch.device, dtype: torch.dtype, width: int, is_masked: bool, written_out: bool
-) -> list[Tensor]:
+def _decode_last(case: _Case) -> list[Tensor]:
     """Return the output for the last token of each row."""
     with torch.no_grad():
-        query, key, value, *prefixes = _draw(device, dtype, width, written_out)
-        query, seen = query[:, :, -1:], _seen(device, is_masked)[:, :, -1:]
-        if written_out:
+        query, key, value, *prefixes = case.draw()
+        query, seen = query[:, :, -1:], case.seen[:, :, -1:]
+        if case.written_out:
             return [_written_out(query, key, value, prefixes, seen)]
-        mask = added(seen, query) if is_masked else None
-        return [decode(query, key, value, _pairs(prefixes), _ROWS, mask, width**-0.5)]
-
-
-def _draw(device: torch.device, dtype: torch.dtype, width: int, written_out: bool) -> list[Tensor]:
-    """Draw queries of 4 heads, keys and values of 2, for 3 rows of 5 tokens, and prefixes of 7 tokens and of 1."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    tensors = []
-    for shape in ((3, 4, 5), (3, 2, 5), (3, 2, 5), (2, 7), (2, 7), (2, 1), (2, 1)):
-        drawn = torch.randn(*shape, width, generator=generator, device="cpu").to(device, dtype)
-        tensors.append(drawn.to(torch.float64 if written_out else dtype).requires_grad_())
-    return tensors
-
-
-def _seen(device: torch.device, is_masked: bool) -> Tensor:
-    """Return which tokens of its row each query sees: of two tokens of padding, queries see their prefix alone."""
-    seen = torch.ones(3, 1, 5, 5, dtype=torch.bool, device=device).tril()
-    if is_masked:
-        seen[0, ..., :2] = False
-    return seen
+        mask = added(seen, query) if case.is_masked else None
+        return [decode(query, key, value, _pairs(prefixes), _ROWS, mask, case.scale)]
 
 
 def _pairs(prefixes: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -105,13 +143,15 @@ def _pairs(prefixes: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, prefixes: list[Tensor], seen: Tensor) -> Tensor:
-    answers = []
+    answers, group_size = [], query.shape[1] // key.shape[1]
     for row, group in enumerate(_ROWS):
         keys, values, visible = key[row], value[row], seen[row]
         if group >= 0:
             prefix_key, prefix_value = _pairs(prefixes)[group]
             keys, values = torch.cat([prefix_key, keys], 1), torch.cat([prefix_value, values], 1)
             visible = torch.cat([visible.new_ones(1, visible.shape[1], prefix_key.shape[1]), visible], 2)
-        scores = query[row] @ keys.repeat_interleave(2, 0).transpose(1, 2) * query.shape[3] ** -0.5
-        answers.append(scores.masked_fill(~visible, float("-inf")).softmax(-1) @ values.repeat_interleave(2, 0))
+        scores = query[row] @ keys.repeat_interleave(group_size, 0).transpose(1, 2) * query.shape[3] ** -0.5
+        answers.append(
+            scores.masked_fill(~visible, float("-inf")).softmax(-1) @ values.repeat_interleave(group_size, 0)
+        )
     return torch.stack(answers)

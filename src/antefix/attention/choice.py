@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from antefix.attention.check import is_trusted
-from antefix.attention.decoding import decode, decodes
+from antefix.attention.check import HeadShape, is_trusted
+from antefix.attention.decoding import can_decode, decode
 from antefix.attention.kernels import added, obstacle_to_kernels
 from antefix.attention.shared import shared_attention
 from antefix.sites import AttentionFunction, is_causal
@@ -34,12 +35,12 @@ def obstacle_to_sharing(
         (isinstance(mask, Tensor) and mask.requires_grad, "the mask is learned"),
         (not same_dtype, "queries, keys and values are of different dtypes"),
         (len(query) != len(key), "queries and keys are of different batches"),
+        (not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, "the numbers of a head lie apart in memory"),
     )
     reason = next((reason for stands, reason in reasons if stands), None)
     if reason is None and query.device.type != "cpu":
-        width = max(query.shape[-1], value.shape[-1])
-        reason = obstacle_to_kernels(query.device.type, query.dtype, width)
-        if reason is None and not is_trusted("operator", query.device, query.dtype, width, mask is not None):
+        reason = obstacle_to_kernels(query.device.type, query.dtype, max(query.shape[-1], value.shape[-1]))
+        if reason is None and not is_trusted("operator", *_kind(query, key, value), mask is not None):
             reason = "this GPU's kernels did not compute a small case right"
     return reason
 
@@ -73,9 +74,13 @@ def share(
 def _is_decoded(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefixes: Sequence[tuple[Tensor, Tensor]]
 ) -> bool:
-    width = max(query.shape[3], value.shape[3])
     return (
         query.is_cuda
-        and decodes(query, key, value, mask, prefixes)
-        and is_trusted("decoding", query.device, query.dtype, width, mask is not None)
+        and can_decode(query, key, value, mask, prefixes)
+        and is_trusted("decoding", *_kind(query, key, value), mask is not None)
     )
+
+
+def _kind(query: Tensor, key: Tensor, value: Tensor) -> tuple[torch.device, torch.dtype, HeadShape]:
+    """Return what a kernel is made for."""
+    return query.device, query.dtype, HeadShape(query.shape[3], value.shape[3], query.shape[1] // key.shape[1])

@@ -21,14 +21,14 @@ except ImportError:  # PyTorch for a CPU comes without
     triton = None
 
 _MOST_TOKENS = 8192
-"""A row is one program's work for each key/value head; flash attention splits what is longer than this."""
+"""A row is one program's work for each key/value head: what is longer is for kernels that split it."""
 _ALIGNED = 16
 """Bytes that are read in one piece where all begins at multiples of them."""
 _BLOCK, _WARPS, _STAGES = 8192, 4, 3
 """How many numbers of keys a program reads at once, by how many warps, and how many blocks are on their way."""
 
 
-def decodes(
+def can_decode(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefixes: Sequence[tuple[Tensor, Tensor]]
 ) -> bool:
     """Return whether the kernel takes such tensors: one query a row, without gradients, that reads not too much."""
@@ -80,7 +80,7 @@ def _table(device: torch.device, lying: tuple[tuple[int, int, int], ...], rows: 
     """
     of_rows = [lying[row] if row >= 0 else (0, 0, 0) for row in rows]
     is_aligned = all(address % _ALIGNED == 0 for row in of_rows for address in row[:2])
-    return torch.tensor(of_rows, dtype=torch.long, device=device).T.contiguous(), is_aligned
+    return torch.tensor(list(zip(*of_rows, strict=True)), dtype=torch.long, device=device), is_aligned
 
 
 if triton is not None:

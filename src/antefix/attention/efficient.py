@@ -1,8 +1,8 @@
 """PyTorch's memory-efficient kernels of a GPU, which take masks and fp32: attention over one part of the keys.
 
-They know as many key/value heads as query heads. Where nothing is hidden, the queries of one key/value head become
-queries of one head, which copies queries alone; elsewhere keys and values are repeated, as Transformers' own sdpa
-function repeats them beside a mask. They follow Rabe & Staats (2021, arXiv 2112.05682).
+They know as many key/value heads as query heads. Where all queries of a row see the same keys, those of one key/value
+head become queries of one head, which copies queries alone; elsewhere keys and values are repeated. The kernels follow
+Rabe & Staats (2021, arXiv 2112.05682).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 _LANES = 32
 """The kernels read log-sum-exps in blocks of so many queries."""
-_ALIGNED = 8
+_MASK_STEP = 8
 """A row of a mask begins at a multiple of so many numbers in memory."""
 
 
@@ -21,8 +21,7 @@ def attend_efficiently(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return output `(batch, head, query, dim)` and log-sum-exp `(batch, head, query)`; all heads are of one width."""
-    plain = mask is None and not is_causal
-    own, key, value = _of_as_many_heads(query, key, value, plain)
+    own, key, value = _of_as_many_heads(query, key, value, _sees_alike(mask, is_causal))
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     bias = None if mask is None else _aligned(mask, own)
     output, total = kernel(own, key, value, bias, True, 0.0, is_causal, scale=scale)[:2]
@@ -41,10 +40,9 @@ def differentiate_efficiently(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; `output` and `total` are those over all parts together."""
-    plain = mask is None and not is_causal
-    own, wide_key, wide_value = _of_as_many_heads(query, key, value, plain)
+    own, wide_key, wide_value = _of_as_many_heads(query, key, value, _sees_alike(mask, is_causal))
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention_backward
-    total = total.reshape(own.shape[:3])
+    total = total.reshape(own.shape[:3]).contiguous()  # of its strides the kernel asks for two alone
     total = pad(total, (0, -total.shape[2] % _LANES), value=float("inf"))  # a query that is not there weighs nothing
     # In half precision the kernel takes it for granted that outputs lie as it writes them: by query, then by head.
     output = output.reshape(own.shape).transpose(1, 2).contiguous().transpose(1, 2)
@@ -60,11 +58,16 @@ def differentiate_efficiently(
     return grads[0].reshape(query.shape), grad_key, grad_value
 
 
-def _of_as_many_heads(query: Tensor, key: Tensor, value: Tensor, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values of as many heads: fewer, longer ones of queries where nothing is hidden."""
+def _sees_alike(mask: Tensor | None, is_causal: bool) -> bool:
+    """Return whether all queries of a row see the same of its keys, whatever their head."""
+    return not is_causal and (mask is None or mask.shape[1] == mask.shape[2] == 1)
+
+
+def _of_as_many_heads(query: Tensor, key: Tensor, value: Tensor, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values of as many heads: fewer, longer ones of queries where all see alike."""
     batch, heads, _, dim = query.shape
     group = heads // key.shape[1]
-    if group > 1 and plain:
+    if group > 1 and alike:
         return query.reshape(batch, key.shape[1], -1, dim), key, value
     if group > 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -74,5 +77,6 @@ def _of_as_many_heads(query: Tensor, key: Tensor, value: Tensor, plain: bool) ->
 def _aligned(mask: Tensor, query: Tensor) -> Tensor:
     """Return a mask `(batch, head, query, key)` whose rows lie as the kernels want them in memory."""
     keys = mask.shape[3]
-    padded = pad(mask, (0, -keys % _ALIGNED))[..., :keys]
-    return padded.expand(*query.shape[:3], keys)
+    if any(stride % _MASK_STEP for size, stride in zip(mask.shape[:3], mask.stride(), strict=False) if size > 1):
+        mask = pad(mask, (0, -keys % _MASK_STEP))[..., :keys]
+    return mask.expand(*query.shape[:3], keys)

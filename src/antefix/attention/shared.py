@@ -90,7 +90,7 @@ def _attend(
 def _merge(output: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> Tensor:
     """Weigh the sequence's output against that of the prefixes.
 
-    Half precision has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing in it.
+    bf16 has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing in it.
     """
     weight = torch.sigmoid(part_total - total).unsqueeze(-1)
     return torch.lerp(output.to(weight.dtype), part.to(weight.dtype), weight).to(output.dtype)
