@@ -24,6 +24,8 @@ def run_all(runs: Sequence[Measurable], ledger: Ledger, workers: int) -> None:
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         futures = {pool.submit(run.execute): run for run in pending}
         for number, future in enumerate(as_completed(futures), start=1):
+            if future.exception() is not None:  # what is running ends, nothing else begins
+                pool.shutdown(cancel_futures=True)
             found, run = future.result(), futures[future]
             ledger.record(run, found, depends_on)
             print(f"{number}/{len(pending)} {time.monotonic() - started:.0f} s  {run}", flush=True)
