@@ -25,6 +25,7 @@ from transformers import (
 )
 
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]  # make test-vllm has an environment with it
+collect_ignore += [] if torch.cuda.is_available() else ["gpu"]
 VOCAB_SIZE = 67
 SHARED = Path(os.environ.get("ANTEFIX_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -19,7 +19,6 @@ from antefix.initialize import random_prefix
 from tests.parity.compare import assert_close, attach, logits, with_prefix
 from tests.parity.families import FAMILIES, Family, draw_ids
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 TOLERANCE = 1e-3  # of the largest number: a GPU's fp32 products and functions round otherwise than a CPU's
 HALF = 0.1  # bf16 keeps 8 bits, over layers of weights three times as large as usual
 

@@ -13,8 +13,6 @@ from antefix.attention.kernels import added
 from antefix.attention.shared import shared_attention
 from tests.parity.written_out import ROWS, SCALE, by_hand, draw_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-
 # Of the largest number: fp32 sums in another order, bf16 keeps 8 bits and fp16 11, and each gradient is a sum of such.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 DIMS = [(8, 8), (8, 6), (6, 8), (64, 64), (72, 40), (256, 256)]
