@@ -42,7 +42,9 @@ def test_flex_attention(family: Family) -> None:
     agrees_with_eager(family, "flex_attention")
 
 
-@pytest.mark.xfail(reason="it needs a GPU, which no test has had, so a prefix refuses it by name", strict=True)
+@pytest.mark.xfail(
+    reason="it needs a package of its own, which no test has had, so a prefix refuses it by name", strict=True
+)
 @over("decoder", "encoder", "encoder-decoder", "speech", "vision")
 def test_flash_attention_2(family: Family) -> None:
     agrees_with_eager(family, "flash_attention_2")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -12,7 +10,6 @@ from antefix.attention.efficient import attend_efficiently, differentiate_effici
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_ON_GPU = 256
-Kernel = Literal["flash", "efficient"]
 
 
 def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | None:
@@ -37,9 +34,9 @@ def added(mask: Tensor, query: Tensor) -> Tensor:
     return mask.to(query.dtype).clamp(min=lowest)
 
 
-def kernel_of(dtype: torch.dtype, is_masked: bool) -> Kernel:
-    """Return which kernel of a GPU attends: flash where it can, which takes half precision and no mask."""
-    return "flash" if dtype in _HALF and not is_masked else "efficient"
+def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
+    """Return whether a GPU's flash kernel attends: it takes half precision and no mask."""
+    return query.dtype in _HALF and mask is None
 
 
 def attend_part(
@@ -52,7 +49,7 @@ def attend_part(
     """
     width = value.shape[-1]
     query, key, value = _of_one_width(query, key, value)
-    if query.is_cuda and kernel_of(query.dtype, mask is not None) == "efficient":
+    if query.is_cuda and not _takes_flash(query, mask):
         output, total = attend_efficiently(query, key, value, mask, is_causal, scale)
     elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
@@ -79,7 +76,7 @@ def differentiate_part(
     wide = _of_one_width(query, key, value)
     if (missing := wide[2].shape[-1] - dims[2]) > 0:
         grad, output = pad(grad, (0, missing)), pad(output, (0, missing))
-    if query.is_cuda and kernel_of(query.dtype, mask is not None) == "efficient":
+    if query.is_cuda and not _takes_flash(query, mask):
         grads = differentiate_efficiently(grad, *wide, output, total, mask, is_causal, scale)
     elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
