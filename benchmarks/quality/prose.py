@@ -35,6 +35,11 @@ VARIANTS = """\
 Each is tried on the default prefix, at its own best learning rate of three, with one seed; those whose loss on
 validation data is below the default's are then trained with three seeds and measured on test data."""
 
+TWINS = """\
+In a decoder the two are one function: from PEFT's numbers antefix trains to PEFT's loss, and what differs is where they
+start, at a text here and at noise there. That takes more seeds to tell, so here are six. The same seed has the same
+examples in the same order, and the last column is the mean and standard deviation of its differences."""
+
 FEW = """\
 The same learning rates, a third of the steps, and examples drawn by the seed."""
 

@@ -49,9 +49,7 @@ class Row:
 
     def shown(self, metric: str) -> str:
         """Return mean and spread of a metric as the page shows them; nothing of what was not measured."""
-        if not self.runs:
-            return ""
-        return spread(self.values(metric), 100 if metric in ("exact_match", "accuracy") else 1)
+        return spread(self.values(metric), _factor(metric)) if self.runs else ""
 
 
 def write_page(page: Path, ledger: Ledger) -> None:
@@ -67,6 +65,7 @@ def write_page(page: Path, ledger: Ledger) -> None:
         ("variants", "What the literature offers", prose.VARIANTS),
     ):
         parts += [f"## {title}", text, _across(rows, group)]
+    parts += ["## Beside PEFT's prefix", prose.TWINS, _twins(rows)]
     parts += ["## Few examples", prose.FEW]
     for task in TITLES:
         parts += _few(task, [row for row in rows[task] if row.group == "few"], images)
@@ -94,8 +93,8 @@ def rows_of(task: str, ledger: Ledger) -> list[Row]:
     for group in GROUPS:
         try:
             found += _rows_of_group(task, group, ledger)
-        except KeyError:  # it was not, and so neither were those after it
-            break
+        except KeyError:
+            continue
     return found
 
 
@@ -108,6 +107,10 @@ def _rows_of_group(task: str, group: str, ledger: Ledger) -> list[Row]:
             figures = [ledger.figures(run) for run in runs if run.num_examples == number]
             found.append(Row(contender.name, group, number, method.learning_rate, loss, figures))
     return found
+
+
+def _factor(metric: str) -> float:
+    return 100 if metric in ("exact_match", "accuracy") else 1
 
 
 def spread(values: Sequence[float], factor: float = 1) -> str:
@@ -162,6 +165,21 @@ def _across(rows: dict[str, list[Row]], group: str) -> str:
                 cells += [row.shown(METRICS[task][0]), loss]
         lines.append(cells)
     return table(head, lines)
+
+
+def _twins(rows: dict[str, list[Row]]) -> str:
+    """Show the prefix beside PEFT's, and the differences of the same seeds."""
+    lines = []
+    for task, title in TITLES.items():
+        found = {row.name: row for row in rows[task] if row.group == "twins"}
+        for metric in METRICS[task] if found else ():
+            ours, theirs = (found[name] for name in ("prefix", "PEFT prefix"))
+            pairs = zip(ours.values(metric), theirs.values(metric), strict=True)
+            differences = [(our - their) * _factor(metric) for our, their in pairs]
+            digits = 3 if metric == "loss" else 1
+            difference = f"{mean(differences):+.{digits}f} ± {stdev(differences):.{digits}f}"
+            lines.append([f"{title}: {NAMES[metric]}", ours.shown(metric), theirs.shown(metric), difference])
+    return table(["", "prefix", "PEFT prefix", "difference"], lines) if lines else NOT_MEASURED
 
 
 def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
