@@ -21,7 +21,8 @@ DEFAULT_TEXT = (
     "Read the input with care, then write the answer that the task asks for. Keep to the form of the examples, "
     "use what the input says, and add nothing that it does not say.\n"
 )
-"""The instruction that a prefix starts from when no text is given: any text beats noise, because its keys are real."""
+"""The instruction that a prefix starts from when no text is given: its keys and values are of the size that the model's
+own have, as noise need not be."""
 
 
 def initial_prefix(
