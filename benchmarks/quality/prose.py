@@ -13,6 +13,12 @@ their meaning representations, nine tenths of WikiText-2, and invented text that
 It is a small model: what holds for it need not hold for one a thousand times as large. The third task has a real
 BART that spells words in phonemes."""
 
+IN_SHORT = """\
+A prefix is level with PEFT's ([of six seeds](#beside-pefts-prefix)). Where a base is asked about what it sees already,
+as of families, it is level with LoRA and full fine-tuning, too. Where the base is to learn something new, as to spell
+or to word what is given as a list, LoRA learns more with as many parameters, and more tokens do not bring a prefix
+there: it adds to what tokens attend to, and cannot change how they do (Petrov et al. 2024)."""
+
 TASKS = {
     "phonemes": """\
 A BART that knows American phonemes learns British ones, of words that it has signs for. PEFT's prefix stands in the

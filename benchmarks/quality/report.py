@@ -57,7 +57,7 @@ def write_page(page: Path, ledger: Ledger) -> None:
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     rows = {task: rows_of(task, ledger) for task in TITLES}
-    parts = [prose.INTRODUCTION, _environment(ledger)]
+    parts = [prose.INTRODUCTION, _environment(ledger), "## In short", prose.IN_SHORT, _in_short(rows)]
     for task, title in TITLES.items():
         parts += [f"## {title}", prose.TASKS[task], *_task(task, rows[task], images)]
     for group, title, text in (
@@ -72,6 +72,18 @@ def write_page(page: Path, ledger: Ledger) -> None:
     parts += ["## Forgetting", prose.FORGETTING, _forgetting(rows["e2e"])]
     parts += ["## Distilled documents", prose.DOCUMENTS, *_documents(ledger, images)]
     page.write_text("\n\n".join(parts) + "\n")
+
+
+def _in_short(rows: dict[str, list[Row]]) -> str:
+    """Show the headline of every peer on all tasks."""
+    by = {(row.name, task): row for task in TITLES for row in rows[task] if row.group == "peers"}
+    names = dict.fromkeys(name for name, _ in by)
+    head = ["", *(f"{title}: {NAMES[METRICS[task][0]]}" for task, title in TITLES.items())]
+    lines = [
+        [name, *(by[name, task].shown(METRICS[task][0]) if (name, task) in by else "" for task in TITLES)]
+        for name in names
+    ]
+    return table(head, lines)
 
 
 def _task(task: str, rows: Sequence[Row], images: Path) -> list[str]:
