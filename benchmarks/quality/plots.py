@@ -42,7 +42,7 @@ def plot_parameters(rows: Sequence[Any], metric: str, path: Path) -> None:
     for row in rows:
         if row.group == "peers" and row.name in STYLES:
             (x,), (y,) = _means([row], metric)
-            values = [value * _factor(metric) for value in row.values(metric)]
+            values = [value * factor(metric) for value in row.values(metric)]
             bars = [[y - min(values)], [max(values) - y]]
             axes.errorbar([x], [y], bars, label=row.name, linestyle="", **STYLES[row.name])
     _save(axes, path)
@@ -57,7 +57,7 @@ def plot_examples(rows: Sequence[Any], metric: str, path: Path) -> None:
     axes.minorticks_off()
     for name in dict.fromkeys(row.name for row in rows):
         of = sorted((row for row in rows if row.name == name), key=lambda row: row.num_examples)
-        values = [[value * _factor(metric) for value in row.values(metric)] for row in of]
+        values = [[value * factor(metric) for value in row.values(metric)] for row in of]
         axes.plot([row.num_examples for row in of], [mean(part) for part in values], label=name, **STYLES[name])
         low, high = ([end(part) for part in values] for end in (min, max))
         axes.fill_between([row.num_examples for row in of], low, high, color=STYLES[name]["color"], alpha=0.15)
@@ -91,11 +91,12 @@ def above(document: Any) -> float:
 
 
 def _means(rows: Sequence[Any], metric: str) -> tuple[list[int], list[float]]:
-    return [row.parameters for row in rows], [mean(row.values(metric)) * _factor(metric) for row in rows]
+    return [row.parameters for row in rows], [mean(row.values(metric)) * factor(metric) for row in rows]
 
 
-def _factor(metric: str) -> float:
-    return 1 if metric == "bleu" else 100
+def factor(metric: str) -> float:
+    """Return what a metric is multiplied by where it is shown: shares are shown as per cent."""
+    return 100 if metric in ("exact_match", "accuracy") else 1
 
 
 def _axes(x: str, y: str) -> Axes:

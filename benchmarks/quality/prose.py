@@ -14,10 +14,11 @@ It is a small model: what holds for it need not hold for one a thousand times as
 BART that spells words in phonemes."""
 
 IN_SHORT = """\
-A prefix is level with PEFT's ([of six seeds](#beside-pefts-prefix)). Where a base is asked about what it sees already,
-as of families, it is level with LoRA and full fine-tuning, too. Where the base is to learn something new, as to spell
-or to word what is given as a list, LoRA learns more with as many parameters, and more tokens do not bring a prefix
-there: it adds to what tokens attend to, and cannot change how they do (Petrov et al. 2024)."""
+With all examples a prefix is level with PEFT's within the spread of seeds, though on E2E it leans to being behind
+([six seeds](#beside-pefts-prefix)); with few examples of phonemes it is behind. Where a base is asked about what it
+sees already, as of families, it is level with LoRA and full fine-tuning, too. Where the base is to learn something new,
+as to spell or to word what is given as a list, LoRA learns more with as many parameters, and more tokens do not bring a
+prefix there: it adds to what tokens attend to, and cannot change how they do (Petrov et al. 2024)."""
 
 TASKS = {
     "phonemes": """\

@@ -13,7 +13,7 @@ from benchmarks.quality import prose
 from benchmarks.quality.documents import PLAN
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import GROUPS, finals
-from benchmarks.quality.plots import above, plot_curves, plot_documents, plot_examples, plot_parameters
+from benchmarks.quality.plots import above, factor, plot_curves, plot_documents, plot_examples, plot_parameters
 from benchmarks.quality.pretraining import BASE
 
 TITLES = {"phonemes": "British phonemes", "family": "Family friendly", "e2e": "E2E"}
@@ -49,7 +49,7 @@ class Row:
 
     def shown(self, metric: str) -> str:
         """Return mean and spread of a metric as the page shows them; nothing of what was not measured."""
-        return spread(self.values(metric), _factor(metric)) if self.runs else ""
+        return spread(self.values(metric), factor(metric)) if self.runs else ""
 
 
 def write_page(page: Path, ledger: Ledger) -> None:
@@ -121,13 +121,9 @@ def _rows_of_group(task: str, group: str, ledger: Ledger) -> list[Row]:
     return found
 
 
-def _factor(metric: str) -> float:
-    return 100 if metric in ("exact_match", "accuracy") else 1
-
-
-def spread(values: Sequence[float], factor: float = 1) -> str:
+def spread(values: Sequence[float], scale: float = 1) -> str:
     """Return mean and standard deviation."""
-    of = [value * factor for value in values]
+    of = [value * scale for value in values]
     digits = 1 if mean(of) > 10 else 3
     return f"{mean(of):.{digits}f}" + (f" ± {stdev(of):.{digits}f}" if len(of) > 1 else "")
 
@@ -187,7 +183,7 @@ def _twins(rows: dict[str, list[Row]]) -> str:
         for metric in METRICS[task] if found else ():
             ours, theirs = (found[name] for name in ("prefix", "PEFT prefix"))
             pairs = zip(ours.values(metric), theirs.values(metric), strict=True)
-            differences = [(our - their) * _factor(metric) for our, their in pairs]
+            differences = [(our - their) * factor(metric) for our, their in pairs]
             digits = 3 if metric == "loss" else 1
             difference = f"{mean(differences):+.{digits}f} ± {stdev(differences):.{digits}f}"
             lines.append([f"{title}: {NAMES[metric]}", ours.shown(metric), theirs.shown(metric), difference])
