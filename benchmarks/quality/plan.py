@@ -30,9 +30,9 @@ PEFT_LENGTH = {"phonemes": 12, "family": 20, "e2e": 20}
 EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
 """The rank at which LoRA on queries and values has as many parameters, or just more."""
 
-FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 MLP = (3e-4, 1e-3, 3e-3, 1e-2)
-LORA = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LORA = (1e-3, 3e-3, 1e-2, 3e-2)
 SCALED = (3e-2, 1e-1, 3e-1)
 FULL = (1e-4, 3e-4, 1e-3, 3e-3)
 
@@ -115,7 +115,7 @@ def settings(task: str, ledger: Ledger) -> list[Contender]:
         prefix(task, "random", rates, init="random"),
         prefix(task, "zero", rates, init="zero"),
         prefix(task, "first token frozen", rates, num_frozen_tokens=1),
-        *(prefix(task, f"{length} tokens", rates, num_virtual_tokens=length) for length in LENGTHS[task]),
+        *(prefix(task, f"length {length}", rates, num_virtual_tokens=length) for length in LENGTHS[task]),
     ]
     if task == "family":
         found.append(prefix(task, "head at the same rate", one_rate=True))

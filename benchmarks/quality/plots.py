@@ -36,7 +36,7 @@ def plot_parameters(rows: Sequence[Any], metric: str, path: Path) -> None:
     """Draw quality by the number of trained parameters: the peers, and prefixes of other lengths as a line."""
     axes = _axes("trained parameters", LABELS[metric])
     axes.set_xscale("log")
-    lengths = [row for row in rows if row.name.endswith("tokens") or (row.name, row.group) == ("prefix", "peers")]
+    lengths = [row for row in rows if row.name.startswith("length") or (row.name, row.group) == ("prefix", "peers")]
     lengths.sort(key=lambda row: row.parameters)
     axes.plot(*_means(lengths, metric), color=STYLES["prefix"]["color"], linestyle="--", marker=".")
     for row in rows:

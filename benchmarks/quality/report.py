@@ -197,12 +197,16 @@ def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
     plot_examples(rows, METRICS[task][0], images / picture)
     numbers = sorted({row.num_examples for row in rows if row.num_examples})
     by = {(row.name, row.num_examples): row for row in rows}
-    lines = [
-        [name, *(by[name, number].shown(METRICS[task][0]) for number in numbers)]
-        for name in dict.fromkeys(row.name for row in rows)
+    names = dict.fromkeys(row.name for row in rows)
+    tables = [
+        table(
+            [f"{TITLES[task]}: {NAMES[metric]}", *map(str, numbers)],
+            [[name, *(by[name, number].shown(metric) for number in numbers)] for name in names],
+        )
+        for metric in (METRICS[task][0], "loss")
     ]
     return [
-        table([f"{TITLES[task]}: {NAMES[METRICS[task][0]]}", *map(str, numbers)], lines),
+        *tables,
         f"![{TITLES[task]}: quality by number of examples](images/{picture})",
     ]
 
