@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ NUM_PEOPLE = 18
 SEEDS = (0, 1, 2)
 RATIOS = (5, 10, 20, 40)
 """How many tokens of the document there are to each of the prefix."""
-LESSONS = {
+LESSONS: Mapping[str, Any] = {
     "num_lessons": 1500,
     "max_new_tokens": 30,
     "kinds": ("question",),
@@ -31,25 +32,28 @@ LESSONS = {
     "epochs": 20.0,
     "learning_rate": 0.1,
 }
+BY_DEFAULT: Mapping[str, Any] = {"max_new_tokens": 30}
+"""The defaults of `antefix distill`, but for lessons as short as leave room for a register in the base's positions."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A register made with a seed, distilled at a ratio; `report` is what `antefix distill` says of it."""
+    """A register made with a seed, distilled at a ratio; its figures are the report of `antefix distill`."""
 
     seed: int
     ratio: int
     objective: Objective = "kl"
+    lessons: Mapping[str, Any] = field(default_factory=lambda: LESSONS)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What it is, as JSON has it."""
-        found: dict[str, Any] = json.loads(json.dumps({"task": "documents", **asdict(self), "lessons": LESSONS}))
+        found: dict[str, Any] = json.loads(json.dumps({"task": "documents", **asdict(self)}))
         return found
 
     def __str__(self) -> str:
         """Return the name of its folder: another one with other lessons."""
-        lessons = hashlib.sha256(json.dumps(LESSONS, sort_keys=True).encode()).hexdigest()[:8]
+        lessons = hashlib.sha256(json.dumps(self.lessons, sort_keys=True).encode()).hexdigest()[:8]
         return f"register-{self.seed}-{self.ratio}-{self.objective}-{lessons}"
 
     def execute(self) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class Distilled:
             answer=" {answer}",
             objective=self.objective,
             seed=self.seed,
-            **LESSONS,
+            **self.lessons,
         )
         report = self._folder / "distillation.json"
         if not report.is_file():
@@ -94,4 +98,5 @@ class Distilled:
 PLAN = [
     *(Distilled(seed, ratio) for seed in SEEDS for ratio in RATIOS),
     *(Distilled(seed, 10, "next-token") for seed in SEEDS),
+    *(Distilled(seed, 10, lessons=BY_DEFAULT) for seed in SEEDS),
 ]

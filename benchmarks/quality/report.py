@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality import prose
-from benchmarks.quality.documents import PLAN
+from benchmarks.quality.documents import BY_DEFAULT, PLAN
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import GROUPS, finals
 from benchmarks.quality.plots import above, factor, plot_curves, plot_documents, plot_examples, plot_parameters
@@ -223,15 +223,17 @@ def _documents(ledger: Ledger, images: Path) -> list[str]:
     documents = [{**asdict(one), "report": ledger.figures(one)} for one in PLAN if one in ledger]
     if not documents:
         return [NOT_MEASURED]
-    plot_documents(documents, images / "quality-documents.png")
+    alike = [one for one in documents if one["lessons"] != BY_DEFAULT]
+    plot_documents(alike, images / "quality-documents.png")
     picture = "![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)"
     return [_document_table(documents), picture]
 
 
 def _document_table(documents: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for ratio, objective in dict.fromkeys((one["ratio"], one["objective"]) for one in documents):
-        those = [one for one in documents if (one["ratio"], one["objective"]) == (ratio, objective)]
+    kinds = dict.fromkeys((one["ratio"], _objective(one)) for one in documents)
+    for ratio, objective in kinds:
+        those = [one for one in documents if (one["ratio"], _objective(one)) == (ratio, objective)]
         found = [one["report"] for one in those]
         tokens = " to ".join(sorted({str(one["prefix"]["tokens"]) for one in found}, key=int))
         losses = [spread([one["questions"][of]["loss"] for one in found]) for of in ("base", "document", "prefix")]
@@ -239,6 +241,10 @@ def _document_table(documents: Sequence[dict[str, Any]]) -> str:
         lines.append([f"1/{ratio}", objective, tokens, *losses, f"{spread(list(map(above, those)))} %", kl])
     head = ["tokens kept", "objective", "tokens", "bare base", "document", "prefix", "above document", "divergence"]
     return table(head, lines)
+
+
+def _objective(document: dict[str, Any]) -> str:
+    return str(document["objective"]) + (" by default" if document["lessons"] == BY_DEFAULT else "")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

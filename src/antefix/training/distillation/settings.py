@@ -54,8 +54,8 @@ class Distillation:
     temperature: float = 0.7
     objective: Objective = "kl"
     num_logits: int = 20
-    learning_rate: float = 2e-2
-    epochs: float = 2.0
+    learning_rate: float = 0.1
+    epochs: float = 10.0
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     weight_decay: float = 0.0
