@@ -30,9 +30,9 @@ PEFT_LENGTH = {"phonemes": 12, "family": 20, "e2e": 20}
 EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
 """The rank at which LoRA on queries and values has as many parameters, or just more."""
 
-FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MLP = (3e-4, 1e-3, 3e-3, 1e-2)
-LORA = (1e-3, 3e-3, 1e-2, 3e-2)
+LORA = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SCALED = (3e-2, 1e-1, 3e-1)
 FULL = (1e-4, 3e-4, 1e-3, 3e-3)
 
