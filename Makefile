@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 export HF_HUB_OFFLINE := 1
 
 # Small models keep one thread busy, so two processes share the files of tests between them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # The parity tests, whose results become the support matrix; shapes are checked where nothing is compiled.
 CELLS := .cells.json
 PARITY := $(PYTEST) tests/parity --cells $(CELLS)
