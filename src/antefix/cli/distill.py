@@ -43,13 +43,13 @@ def distill(
     ] = None,
     num_lessons: Annotated[int | None, typer.Option(help="How much it writes. [default: 1024]")] = None,
     chunk_length: Annotated[
-        int | None, typer.Option(help="Tokens it reads at once. [default: as many as the model has positions for]")
+        int | None, typer.Option(help="Tokens it reads at once. [default: half of the document, at most 4096]")
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of a question or answer. [default: 128]")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 writes the likeliest; above, it samples. [default: 0.7]")
+        float | None, typer.Option(help="0 writes the likeliest; above, it samples. [default: 1]")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Questions to answer, in place of the base's own.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Questions with answers, to measure the prefix by.")] = None,

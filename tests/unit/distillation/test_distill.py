@@ -16,6 +16,7 @@ from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataEr
 from antefix.training import Distillation, DistillationResult, distill
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
+from antefix.training.distillation.room import chunk_length
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
 from antefix.training.resume import RunFolder
@@ -128,6 +129,27 @@ def test_a_long_document_is_studied_in_chunks(settings: dict[str, Any], tmp_path
     assert set(report["questions"]) == {"base", "prefix"}, "there is no context that holds this document"
 
 
+def test_a_document_is_studied_in_halves_and_measured_as_a_whole(settings: dict[str, Any], tmp_path: Path) -> None:
+    lines = "".join(f"{row['source']}\n" for row in draw_examples("record", 8, seed=5))
+    (tmp_path / "document.txt").write_text(f"{lines}style: letter\n")
+    changes = {"data": None, "kinds": ("note",), "num_lessons": 64, "max_new_tokens": 16, "prefix": {}, "epochs": 1}
+    report = run(settings, **changes).report
+    num_tokens = report["document"]["tokens"]
+    assert report["teacher"] == {"tokens_at_once": -(-num_tokens // 2), "share_seen": 1.0}
+    at_once = run(settings, **changes, chunk_length=num_tokens, output=str(tmp_path / "at once")).report
+    assert at_once["teacher"]["tokens_at_once"] == num_tokens
+    assert report["questions"]["document"] == at_once["questions"]["document"]
+    assert report["questions"]["base"]["kl"] > 0.01, "the document changes what the base says"
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "room", "expected"),
+    [(30, None, 64), (201, None, 101), (201, 80, 80), (10_000, None, 4096), (10_000, 5000, 4096)],
+)
+def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, room: int | None, expected: int) -> None:
+    assert chunk_length(Distillation(model="m", document="d"), num_tokens, room) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -136,7 +158,8 @@ def test_a_long_document_is_studied_in_chunks(settings: dict[str, Any], tmp_path
         ({"prefix": {"num_virtual_tokens": 0}}, ConfigError, "num_virtual_tokens is 0"),
         ({"prompt": None}, ConfigError, "which prompt or messages must word"),
         ({"answer": None}, ConfigError, "need their answers"),
-        ({"chunk_length": 5000}, ConfigError, "chunk_length is 5000"),
+        ({"chunk_length": 5000, "data": None}, ConfigError, "leave room for 672"),
+        ({"chunk_length": 10}, ConfigError, "chunk_length is 10, but the questions of data"),
         ({"max_new_tokens": 600}, ContextLengthError, "set fewer num_virtual_tokens or max_new_tokens"),
         ({"document": "nowhere.txt"}, DataError, "'nowhere.txt' cannot be read"),
         ({"num_logits": 0}, ConfigError, "num_logits is 0"),

@@ -19,7 +19,7 @@ from antefix.training.distillation.document import Document
 from antefix.training.distillation.lessons import Lesson
 from antefix.training.distillation.plain import PlainStudy
 from antefix.training.distillation.questions import GivenQuestions
-from antefix.training.distillation.room import chunk_length
+from antefix.training.distillation.room import chunk_length, room_to_read
 from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
@@ -35,20 +35,19 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Classroom:
-    """All that distillation needs; `questions` makes lessons of `eval_data`, where there is some."""
+    """All that distillation needs; `questions` makes lessons of `eval_data`, where there is some.
+
+    The teacher reads `chunk_length` tokens at once; `fits` says whether the whole document would fit, too.
+    """
 
     bank: PrefixBank
     document: Document
     chunk_length: int
+    fits: bool
     study: Study
     questions: Callable[[], list[Lesson]] | None
     collate: Collator
     batch_size: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether the teacher reads the whole document at once."""
-        return self.chunk_length >= self.document.num_tokens
 
     def measured(self, prefix: str | None, parts: Mapping[str, Sequence[Lesson]]) -> Scores:
         """Return loss and divergence of the base with a prefix, or without, on each part that has lessons."""
@@ -72,13 +71,13 @@ def prepare(settings: Distillation) -> Classroom:
     document = Document.read(settings.document, encoder.tokenizer)
     bank = attach_writer(model)
     config = settings.prefix_config(document.num_tokens, document.text)
-    length = chunk_length(bank, settings, config.num_virtual_tokens) or document.num_tokens
+    room, length = room_to_read(bank, settings, config.num_virtual_tokens), document.num_tokens
     teacher = Teacher(bank, encoder.tokenizer, settings.num_logits, settings.temperature, settings.max_new_tokens)
-    fits = length >= document.num_tokens
+    fits = room is None or length <= room
     if rows and not fits:
         raise ConfigError(
-            f"the questions of '{settings.data}' want the whole document before them; it has {document.num_tokens:,} "
-            f"tokens, and this model reads {length:,} at once; leave data out, and the base studies it in chunks."
+            f"the questions of '{settings.data}' want the whole document before them; it has {length:,} "
+            f"tokens, and this model reads {room:,} at once; leave data out, and the base studies it in chunks."
         )
     bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata={"distillation": settings.as_dict()})
     given = functools.partial(_given, settings, teacher, encoder)
@@ -87,6 +86,7 @@ def prepare(settings: Distillation) -> Classroom:
         asked.check_room(rows, Room(bank, settings.name))
         study: Study = QuestionStudy(asked, rows, document.num_tokens, settings.batch_size, settings.seed)
     else:
+        length = chunk_length(settings, document.num_tokens, room)
         way: Any = ChatStudy if encoder.tokenizer.chat_template else PlainStudy
         lessons = way(teacher, encoder, settings.kinds)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
@@ -96,7 +96,7 @@ def prepare(settings: Distillation) -> Classroom:
         measured_by.check_room(eval_rows, Room(bank, settings.name))
         questions = functools.partial(_in_batches, measured_by, eval_rows, settings.batch_size)
     collate = Collator(padding_id(encoder.tokenizer))
-    return Classroom(bank, document, length, study, questions, collate, settings.batch_size)
+    return Classroom(bank, document, length, fits, study, questions, collate, settings.batch_size)
 
 
 def _given(

@@ -9,28 +9,45 @@ from antefix.training.distillation.settings import Distillation
 
 PARTS, SLACK = 2, 96
 """A lesson has a question and an answer, and beside them the words of its form or of the chat template."""
+SHORTEST, LONGEST = 64, 4096
+"""Tokens that are read at once, the shorter a document the fewer; Cartridges reads up to as many."""
 
 
-def chunk_length(bank: PrefixBank, settings: Distillation, num_virtual_tokens: int) -> int | None:
-    """Return how many tokens of the document go before a lesson, None for all; no attention window may cut them off.
+def room_to_read(bank: PrefixBank, settings: Distillation, num_virtual_tokens: int) -> int | None:
+    """Return how many tokens fit before a lesson, None for any number; no attention window may cut them off.
 
-    Raises `ConfigError` for a chunk that is longer than that, `ContextLengthError` where prefix and lesson do not fit.
+    Raises `ContextLengthError` where prefix and lesson do not fit.
     """
     config = bank.model.config.get_text_config()
     limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), sliding_window(config)]
     limit = min((known for known in limits if known is not None), default=None)
     if limit is None:
-        return settings.chunk_length
-    lesson = PARTS * settings.max_new_tokens + SLACK
-    room = limit - lesson
-    if room < max(num_virtual_tokens, 1):
+        return None
+    lesson = _longest_lesson(settings)
+    if limit - lesson < max(num_virtual_tokens, 1):
         raise ContextLengthError(
             f"the prefix ({num_virtual_tokens} tokens) and a lesson (up to {lesson}) need more than the {limit} "
             "positions of this model; set fewer num_virtual_tokens or max_new_tokens."
         )
-    if settings.chunk_length is not None and settings.chunk_length > room:
+    return limit - lesson
+
+
+def chunk_length(settings: Distillation, num_tokens: int, room: int | None) -> int:
+    """Return how many tokens of a document are read at once, by default half of them.
+
+    A base that always reads the same asks the same; chunks that begin elsewhere each time have it ask about more.
+    Raises `ConfigError` for a chunk without room for a lesson behind it.
+    """
+    if settings.chunk_length is None:
+        usual = min(max(-(-num_tokens // 2), SHORTEST), LONGEST)
+        return usual if room is None else min(usual, room)
+    if room is not None and settings.chunk_length > room:
         raise ConfigError(
-            f"chunk_length is {settings.chunk_length}; with a lesson of up to {lesson} tokens behind it, this model's "
-            f"{limit} positions leave room for {room}."
+            f"chunk_length is {settings.chunk_length}; with a lesson of up to {_longest_lesson(settings)} tokens "
+            f"behind it, the positions of this model leave room for {room}."
         )
-    return settings.chunk_length or room
+    return settings.chunk_length
+
+
+def _longest_lesson(settings: Distillation) -> int:
+    return PARTS * settings.max_new_tokens + SLACK

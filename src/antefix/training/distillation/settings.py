@@ -28,7 +28,7 @@ OBJECTIVES = get_args(Objective)
 class Distillation:
     """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for what cannot be.
 
-    The base reads chunks of `chunk_length` tokens, by default as many as it has positions for, and writes
+    The base reads chunks of `chunk_length` tokens, by default half of the document and at most 4,096, and writes
     `num_lessons` lessons about them of the `kinds` given, drawn evenly, in parts of at most `max_new_tokens`. With
     `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
     are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
@@ -51,7 +51,7 @@ class Distillation:
     num_lessons: int = 1024
     chunk_length: int | None = None
     max_new_tokens: int = 128
-    temperature: float = 0.7
+    temperature: float = 1.0
     objective: Objective = "kl"
     num_logits: int = 20
     learning_rate: float = 0.1
@@ -86,6 +86,11 @@ class Distillation:
         worded = self.prompt is not None or self.messages is not None
         if asked and not worded:
             raise ConfigError("data and eval_data hold questions, which prompt or messages must word.")
+        if self.data is not None and self.chunk_length is not None:
+            raise ConfigError(
+                f"chunk_length is {self.chunk_length}, but the questions of data are answered with the whole document "
+                "before them; leave one of the two out."
+            )
         if worded and not asked:
             raise ConfigError("prompt and messages word the questions of data or eval_data; give one of those.")
         if self.prompt is not None and self.messages is not None:
