@@ -26,12 +26,14 @@ RATIOS = (5, 10, 20, 40)
 """How many tokens of the document there are to each of the prefix."""
 LESSONS: Mapping[str, Any] = {
     "num_lessons": 1500,
+    "chunk_length": 356,
     "max_new_tokens": 30,
     "kinds": ("question",),
     "temperature": 1.0,
     "epochs": 20.0,
     "learning_rate": 0.1,
 }
+"""Chunks as long as the base has positions for beside such lessons, so that it reads a register as a whole."""
 BY_DEFAULT: Mapping[str, Any] = {"max_new_tokens": 30}
 """The defaults of `antefix distill`, but for lessons as short as leave room for a register in the base's positions."""
 
