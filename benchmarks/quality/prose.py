@@ -71,8 +71,8 @@ or a LoRA that is switched off leaves the base as it was, to the bit; full fine-
 
 DOCUMENTS = """\
 Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself with the
-whole register before it, seen 20 times, and measured by 72 questions in four wordings that the base has never read; with
-the register in its context it answers them, nevertheless. Divergence is from the base with the document in its context,
-in nats a token. The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds, each
-about a half of the register, seen 10 times. A teacher that reads less at once finds a person more surely, so such a
-prefix can be ahead of the register."""
+whole register before it, seen 20 times, and measured by 72 questions in four wordings that the base has never read;
+with the register in its context it answers them, nevertheless. Divergence is from the base with the document in its
+context, in nats a token. The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds,
+each about a half of the register, seen 10 times. A teacher that reads less at once finds a person more surely, so such
+a prefix can be ahead of the register."""
