@@ -56,8 +56,8 @@ def main() -> None:
             bank,
             "headline",
             args=SFTConfig(
-                output_dir=folder, packing=True, max_length=256, per_device_train_batch_size=2, num_train_epochs=12,
-                learning_rate=5e-3, lr_scheduler_type="cosine", warmup_steps=0.03, completion_only_loss=True,
+                output_dir=folder, packing=True, max_length=256, per_device_train_batch_size=2, num_train_epochs=4,
+                learning_rate=0.1, lr_scheduler_type="cosine", warmup_steps=0.03, completion_only_loss=True,
                 report_to="none", disable_tqdm=True, save_strategy="no", bf16=False, logging_steps=50,
             ),
             train_dataset=Dataset.from_list(rows[:200]),

@@ -37,8 +37,8 @@ def main() -> None:
             settings,
             data=write_rows(folder / "train.jsonl", 200, seed=1),
             output=str(folder / "run"),
-            epochs=8,
-            learning_rate=0.02,
+            epochs=3,
+            learning_rate=0.1,
         )
         prefix = antefix.load_prefix(train(recipe).prefix_path)
 

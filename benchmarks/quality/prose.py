@@ -49,7 +49,7 @@ VARIANTS = """\
 Each is tried on the default prefix, at its own best learning rate of three, with one seed; those whose loss on
 validation data is below the default's are then trained with three seeds and measured on test data.
 
-None is below the default's in a decoder, so antefix has none of them as an option. Two are on phonemes, by far.
+None is below the default's in a decoder, so antefix has none of them as an option. On phonemes several are, two by far.
 Prefix-Tuning+ (Wang et al. 2025) adds a matrix to each layer in place of tokens: 16 times as many numbers as the prefix
 has, and no keys and values that a file, a mixed batch or vLLM could take. A prefix in cross-attention alone, with three
 times the tokens for as many numbers, needs no option of its own: it is `sites=("cross",)`, and worth a try with any

@@ -10,7 +10,7 @@ from antefix.training.distillation.settings import Distillation
 PARTS, SLACK = 2, 96
 """A lesson has a question and an answer, and beside them the words of its form or of the chat template."""
 SHORTEST, LONGEST = 64, 4096
-"""Tokens that are read at once, the shorter a document the fewer; Cartridges reads up to as many."""
+"""The fewest and the most tokens that a half of a document is taken to have."""
 
 
 def room_to_read(bank: PrefixBank, settings: Distillation, num_virtual_tokens: int) -> int | None:
