@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-# Small models keep one thread busy, so two processes share the files of tests between them.
+# Small models keep one thread busy, so two processes share the files of tests between them, in the order of their
+# names: by number of tests, the few that train would all come last, and one process would wait for the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # The parity tests, whose results become the support matrix; shapes are checked where nothing is compiled.
 CELLS := .cells.json

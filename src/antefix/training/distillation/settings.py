@@ -28,7 +28,7 @@ OBJECTIVES = get_args(Objective)
 class Distillation:
     """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for what cannot be.
 
-    The base reads chunks of `chunk_length` tokens, by default half of the document and at most 4,096, and writes
+    The base reads chunks of `chunk_length` tokens, by default half of the document, 64 to 4,096, and writes
     `num_lessons` lessons about them of the `kinds` given, drawn evenly, in parts of at most `max_new_tokens`. With
     `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
     are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
