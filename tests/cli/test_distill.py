@@ -29,6 +29,16 @@ def test_it_says_how_near_the_prefix_comes_and_where_it_lies(invoke: Invoke, tmp
     assert "holds a distillation already" in again.output
 
 
+def test_lessons_about_chunks_are_held_against_their_chunk(invoke: Invoke, tmp_path: Path) -> None:
+    document = tmp_path / "records.txt"
+    document.write_text("".join(f"{row['source']}\n" for row in draw_examples("record", 8, seed=5)))
+    study = ["--kinds", "note", "--num-lessons", 48, "--max-new-tokens", 16, "--epochs", 1]
+    result = invoke("distill", "--model", "embedded", "--document", document, *study, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "KL from chunk in context" in result.output
+    assert "document in context" not in result.output
+
+
 def test_what_is_missing_is_named(invoke: Invoke) -> None:
     result = invoke("distill", "--model", "embedded")
     assert result.exit_code == 1

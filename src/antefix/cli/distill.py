@@ -91,9 +91,10 @@ def distill(
 def print_result(result: DistillationResult, console: Console) -> None:
     """Print losses and divergences, what was kept of how much, and where the files lie."""
     found = result.report
-    for part, title in (("held_out", "lessons held out"), ("questions", "questions")):
+    read = "document" if found["teacher"]["tokens_at_once"] == found["document"]["tokens"] else "chunk"
+    for part, title, text in (("held_out", "lessons held out", read), ("questions", "questions", "document")):
         if part in found:
-            console.print(_table(found[part], title))
+            console.print(_table(found[part], title, text))
             if found[part]["prefix"]["loss"] > found[part]["base"]["loss"]:
                 console.print(f"warning: on {title} the prefix is worse than none; train it longer.", style="yellow")
     document, prefix = found["document"], found["prefix"]
@@ -110,10 +111,10 @@ def print_result(result: DistillationResult, console: Console) -> None:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def _table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    titles = {"base": "base", "document": "document in context", "prefix": "with prefix"}
+def _table(scores: dict[str, dict[str, float]], title: str, text: str) -> Table:
+    titles = {"base": "base", "document": f"{text} in context", "prefix": "with prefix"}
     table = Table(title, *(titles[system] for system in scores))
-    for measure, name in (("loss", "loss (nats a token)"), ("kl", "KL from document in context")):
+    for measure, name in (("loss", "loss (nats a token)"), ("kl", f"KL from {text} in context")):
         if measure in scores["prefix"]:
             table.add_row(name, *(f"{system[measure]:.4f}" for system in scores.values()))
     return table

@@ -16,6 +16,7 @@ from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataEr
 from antefix.training import Distillation, DistillationResult, distill
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
+from antefix.training.distillation.prepare import prepare
 from antefix.training.distillation.room import chunk_length
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
@@ -160,7 +161,7 @@ def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, ro
         ({"answer": None}, ConfigError, "need their answers"),
         ({"chunk_length": 5000, "data": None}, ConfigError, "leave room for 672"),
         ({"chunk_length": 10}, ConfigError, "chunk_length is 10, but the questions of data"),
-        ({"max_new_tokens": 600}, ContextLengthError, "set fewer num_virtual_tokens or max_new_tokens"),
+        ({"max_new_tokens": 600, "data": None}, ContextLengthError, "set fewer num_virtual_tokens or max_new_tokens"),
         ({"document": "nowhere.txt"}, DataError, "'nowhere.txt' cannot be read"),
         ({"num_logits": 0}, ConfigError, "num_logits is 0"),
         ({"seed": -1}, ConfigError, "seed is -1"),
@@ -180,6 +181,25 @@ def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path:
     (tmp_path / "document.txt").write_text("style: letter\n" * 400)
     with pytest.raises(ConfigError, match="leave data out, and the base studies it in chunks"):
         run(settings)
+
+
+def test_a_document_fits_by_the_questions_themselves(settings: dict[str, Any]) -> None:
+    """The embedded model has 1,024 positions: 900 for an answer leave room for these questions, not for a lesson."""
+    assert prepare(Distillation(**{**settings, "max_new_tokens": 900})).fits
+    with pytest.raises(ConfigError, match=r"answer \(up to 1,000\).* the 1,024 that this model reads at once"):
+        prepare(Distillation(**{**settings, "max_new_tokens": 1000}))
+
+
+def test_questions_are_measured_with_a_document_that_leaves_them_room(settings: dict[str, Any], tmp_path: Path) -> None:
+    assert max(map(len, Path(settings["eval_data"]).read_text().splitlines())) < 300, "a token has a letter at least"
+    _, encoder = load_base("embedded")
+    line = "style: letter\n"
+    per_line = len(encoder.tokenizer(line * 2)["input_ids"]) - len(encoder.tokenizer(line)["input_ids"])
+    study = {**settings, "data": None, "max_new_tokens": 400}
+    (tmp_path / "document.txt").write_text(line * (700 // per_line))
+    assert prepare(Distillation(**study)).fits, "lessons of up to 896 tokens leave 128, these questions far more"
+    (tmp_path / "document.txt").write_text(line * (1020 // per_line))
+    assert not prepare(Distillation(**study)).fits
 
 
 def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Path) -> None:

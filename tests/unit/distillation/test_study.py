@@ -108,8 +108,21 @@ def test_a_question_past_the_positions_is_named(teacher: Teacher) -> None:
     rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who? " * 30, "a": "Bomar"})]
     given = GivenQuestions(reader, encoder, wording, "Bomar likes chess.\n", True, True)
     given.check_room(rows[:1], Room(bank))
-    with pytest.raises(ContextLengthError, match="shorten the question of row 2, the prefix or the document"):
+    with pytest.raises(ContextLengthError, match="shorten the question of row 2 or the prefix"):
         given.check_room(rows, Room(bank))
+
+
+def test_document_question_and_answer_want_their_tokens_together(teacher: Teacher) -> None:
+    encoder = ExampleTokenizer(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
+    wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
+    rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who, then?", "a": "Bomar likes chess"})]
+    given = GivenQuestions(teacher, encoder, wording, "Bomar likes chess.\n", True, False)
+    text = "Bomar likes chess.\n\nQuestion: Who, then?\nAnswer:"
+    needed = len(encoder.prompt_ids(text)) + len(given.lessons(rows, seed=0)[1].targets.own)
+    assert given.fit(rows, needed)
+    assert not given.fit(rows, needed - 1)
+    assert given.fit(rows[:1], needed - 1)
+    assert given.fit(rows, None)
 
 
 def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

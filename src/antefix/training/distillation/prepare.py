@@ -19,7 +19,7 @@ from antefix.training.distillation.document import Document
 from antefix.training.distillation.lessons import Lesson
 from antefix.training.distillation.plain import PlainStudy
 from antefix.training.distillation.questions import GivenQuestions
-from antefix.training.distillation.room import chunk_length, room_to_read
+from antefix.training.distillation.room import chunk_length, num_readable, room_to_read
 from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
@@ -37,7 +37,7 @@ Scores = dict[str, dict[str, float]]
 class Classroom:
     """All that distillation needs; `questions` makes lessons of `eval_data`, where there is some.
 
-    The teacher reads `chunk_length` tokens at once; `fits` says whether the whole document would fit, too.
+    The teacher reads `chunk_length` tokens at once; `fits` says whether the whole document fits before `questions`.
     """
 
     bank: PrefixBank
@@ -71,29 +71,34 @@ def prepare(settings: Distillation) -> Classroom:
     document = Document.read(settings.document, encoder.tokenizer)
     bank = attach_writer(model)
     config = settings.prefix_config(document.num_tokens, document.text)
-    room, length = room_to_read(bank, settings, config.num_virtual_tokens), document.num_tokens
+    readable, length = num_readable(bank), document.num_tokens
     teacher = Teacher(bank, encoder.tokenizer, settings.num_logits, settings.temperature, settings.max_new_tokens)
-    fits = room is None or length <= room
-    if rows and not fits:
-        raise ConfigError(
-            f"the questions of '{settings.data}' want the whole document before them; it has {length:,} "
-            f"tokens, and this model reads {room:,} at once; leave data out, and the base studies it in chunks."
-        )
-    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata={"distillation": settings.as_dict()})
     given = functools.partial(_given, settings, teacher, encoder)
-    if rows:
-        asked = given(document.text, has_answers=False)
-        asked.check_room(rows, Room(bank, settings.name))
-        study: Study = QuestionStudy(asked, rows, document.num_tokens, settings.batch_size, settings.seed)
+    asked = given(document.text, has_answers=False) if rows else None
+    if asked is not None:
+        if not asked.fit(rows, readable):
+            raise ConfigError(
+                f"the questions of '{settings.data}' want the whole document before them; its {length:,} tokens, "
+                f"question and answer (up to {settings.max_new_tokens:,}) are more than the {readable:,} that this "
+                "model reads at once; leave data out, and the base studies it in chunks."
+            )
+        study: Study = QuestionStudy(asked, rows, length, settings.batch_size, settings.seed)
     else:
+        room = room_to_read(readable, settings, config.num_virtual_tokens)
         length = chunk_length(settings, document.num_tokens, room)
         way: Any = ChatStudy if encoder.tokenizer.chat_template else PlainStudy
         lessons = way(teacher, encoder, settings.kinds)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
-    questions = None
+    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata={"distillation": settings.as_dict()})
+    behind_prefix = Room(bank, settings.name)
+    if asked is not None:
+        asked.check_room(rows, behind_prefix)
+    questions, fits = None, True
     if eval_rows:
-        measured_by = given(document.text if fits else "", has_answers=True)
-        measured_by.check_room(eval_rows, Room(bank, settings.name))
+        whole = given(document.text, has_answers=True)
+        fits = whole.fit(eval_rows, readable)
+        measured_by = whole if fits else given("", has_answers=True)
+        measured_by.check_room(eval_rows, behind_prefix)
         questions = functools.partial(_in_batches, measured_by, eval_rows, settings.batch_size)
     collate = Collator(padding_id(encoder.tokenizer))
     return Classroom(bank, document, length, fits, study, questions, collate, settings.batch_size)

@@ -29,18 +29,23 @@ class GivenQuestions:
     has_answers: bool
     end_with_line: bool
 
+    def fit(self, rows: Sequence[Row], readable: int | None) -> bool:
+        """Tell whether each question and answer fit, behind the document, into so many tokens; None for any number.
+
+        Raises `DataError` for a row that cannot be worded.
+        """
+        return readable is None or all(
+            len(context) + self._longest_answer(row) <= readable for row in rows for context, _ in [self._prompts(row)]
+        )
+
     def check_room(self, rows: Sequence[Row], room: Room) -> None:
-        """Raise `ContextLengthError` for a question that passes the positions of the model; `room` has the prefix.
+        """Raise `ContextLengthError` for a question that passes the positions of the model behind the prefix.
 
         Raises `DataError` for a row that cannot be worded, too.
         """
-        reader = Room(self.teacher.bank)
         for row in rows:
-            answer = len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
-            context, prompt = (len(ids) for ids in self._prompts(row))
-            shorten = f"the question of {row[0]}, the prefix or the document"
-            reader.check(context, answer, shorten)
-            room.check(prompt, answer, shorten)
+            _, prompt = self._prompts(row)
+            room.check(len(prompt), self._longest_answer(row), f"the question of {row[0]} or the prefix")
 
     def lessons(self, rows: Sequence[Row], seed: int) -> list[Lesson]:
         """Return one lesson for each of some rows."""
@@ -60,6 +65,9 @@ class GivenQuestions:
         text = before_all(self.document) if self.document else ""
         context, prompt = (self.encoder.prompt_ids(self.wording.prompt(row, before)) for before in (text, ""))
         return context, prompt
+
+    def _longest_answer(self, row: Row) -> int:
+        return len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
 
     def _answer(self, row: Row) -> list[int]:
         """Return the ids of a row's own answer, without an end-of-text token where the teacher would end the line."""

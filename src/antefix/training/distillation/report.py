@@ -34,6 +34,7 @@ def sizes(classroom: Classroom, name: str, studied: Sequence[Round]) -> dict[str
 def scores(parts: Mapping[str, Sequence[Lesson]], before: Scores, after: Scores, fits: bool) -> dict[str, Any]:
     """Return loss, and divergence from the document in context, of the base bare, with the document, with the prefix.
 
+    Lessons held out have for their document what the teacher read of it, as `sizes` gives it in `tokens_at_once`.
     Questions about a document that does not fit into the context have neither document nor divergence to compare with.
     """
     found: dict[str, Any] = {}

@@ -13,23 +13,27 @@ SHORTEST, LONGEST = 64, 4096
 """The fewest and the most tokens that a half of a document is taken to have."""
 
 
-def room_to_read(bank: PrefixBank, settings: Distillation, num_virtual_tokens: int) -> int | None:
-    """Return how many tokens fit before a lesson, None for any number; no attention window may cut them off.
+def num_readable(bank: PrefixBank) -> int | None:
+    """Return how many tokens a base reads at once, None for any number; no attention window may cut them off."""
+    config = bank.model.config.get_text_config()
+    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), sliding_window(config)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def room_to_read(readable: int | None, settings: Distillation, num_virtual_tokens: int) -> int | None:
+    """Return how many of the tokens that a base reads at once remain before a lesson, None for any number.
 
     Raises `ContextLengthError` where prefix and lesson do not fit.
     """
-    config = bank.model.config.get_text_config()
-    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), sliding_window(config)]
-    limit = min((known for known in limits if known is not None), default=None)
-    if limit is None:
+    if readable is None:
         return None
     lesson = _longest_lesson(settings)
-    if limit - lesson < max(num_virtual_tokens, 1):
+    if readable - lesson < max(num_virtual_tokens, 1):
         raise ContextLengthError(
-            f"the prefix ({num_virtual_tokens} tokens) and a lesson (up to {lesson}) need more than the {limit} "
+            f"the prefix ({num_virtual_tokens} tokens) and a lesson (up to {lesson}) need more than the {readable} "
             "positions of this model; set fewer num_virtual_tokens or max_new_tokens."
         )
-    return limit - lesson
+    return readable - lesson
 
 
 def chunk_length(settings: Distillation, num_tokens: int, room: int | None) -> int:
