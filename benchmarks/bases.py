@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import LlamaConfig
 
-_COMMON = {"eos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 16384}
+_COMMON: dict[str, Any] = {"eos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 16384}
 SMALL = LlamaConfig(
     vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
     num_key_value_heads=4, **_COMMON,

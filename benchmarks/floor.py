@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from transformers import LlamaConfig
 
 from benchmarks.measure import interleave
 from benchmarks.peers import setting
@@ -40,7 +41,8 @@ def measure_speed() -> Speed:
 def measure_products(num_queries: int, num_virtual_tokens: int) -> float:
     """Return the operations a second of the products that such attention consists of, as one batched call each."""
     config, device, dtype = setting()
-    heads, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    heads = _key_value_heads(config)
+    group = config.num_attention_heads // heads
     dim = config.hidden_size // config.num_attention_heads
     query = torch.randn(heads, num_queries * group, dim, device=device, dtype=dtype)
     layers = [
@@ -83,5 +85,9 @@ def _product(num_queries: int, num_virtual_tokens: int) -> float:
 
 def _prefix_bytes(num_virtual_tokens: int) -> int:
     config, _, dtype = setting()
-    width = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    width = 2 * _key_value_heads(config) * config.hidden_size // config.num_attention_heads
     return num_virtual_tokens * width * config.num_hidden_layers * dtype.itemsize
+
+
+def _key_value_heads(config: LlamaConfig) -> int:
+    return config.num_key_value_heads or config.num_attention_heads

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +25,7 @@ class Peers:
     """The same base three times."""
 
     base: LlamaForCausalLM
-    peft: PeftModel
+    peft: Any  # a PeftModel, whose attributes are those of the model that it holds
     attached: LlamaForCausalLM
     bank: antefix.PrefixBank
 
@@ -48,13 +48,13 @@ def build(
     config, device, dtype = setting()
     torch.manual_seed(0)
     with device:
-        base = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        base: LlamaForCausalLM = cast(Any, LlamaForCausalLM(config)).to(dtype).eval().requires_grad_(False)
     attached = copy.deepcopy(base)
     settings: dict[str, Any] = {}
     if encoder_hidden_size is not None:
         settings = {"prefix_projection": True, "encoder_hidden_size": encoder_hidden_size}
     theirs = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens, **settings)
-    peft = get_peft_model(copy.deepcopy(base), theirs, adapter_name="p0")
+    peft: Any = get_peft_model(copy.deepcopy(base), theirs, adapter_name="p0")
     for number in range(1, num_prefixes):
         peft.add_adapter(f"p{number}", theirs)
     bank = antefix.attach(attached)
@@ -78,17 +78,18 @@ def draw_ids(batch: int, length: int) -> Tensor:
     return torch.randint(1, config.vocab_size, (batch, length), generator=generator).to(device)
 
 
-def _copy_encoder(peft: PeftModel, bank: antefix.PrefixBank, name: str, tokens: int, hidden: int | None) -> None:
+def _copy_encoder(peft: Any, bank: antefix.PrefixBank, name: str, tokens: int, hidden: int | None) -> None:
     """Give antefix an encoder with the parameters of PEFT's, which lays out the same."""
     settings: dict[str, Any] = {} if hidden is None else {"reparameterization": "mlp", "encoder_hidden_size": hidden}
     bank.add(name, antefix.PrefixConfig(tokens, init="random", **settings))
-    ours, theirs = bank.model.antefix_prefixes[-1], peft.prompt_encoder[name]
+    model: Any = bank.model
+    ours, theirs = model.antefix_prefixes[-1], peft.prompt_encoder[name]
     ours.embedding.load_state_dict(theirs.embedding.state_dict())
     if hidden is not None:
         ours.transform.load_state_dict(theirs.transform.state_dict())
 
 
-def _check(base: LlamaForCausalLM, peft: PeftModel, attached: LlamaForCausalLM, name: str, dtype: torch.dtype) -> None:
+def _check(base: LlamaForCausalLM, peft: Any, attached: LlamaForCausalLM, name: str, dtype: torch.dtype) -> None:
     peft.eval().set_adapter(name)
     ids = draw_ids(2, 8)
     with torch.no_grad():

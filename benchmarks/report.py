@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.floor import Speed, generation_floor, training_floor
 from benchmarks.growth import GROWTHS, NUM_NEW
 from benchmarks.scenarios import PROMPT, SCENARIOS, Scenario
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "peft": {"color": "#d55e00", "marker": "s", "label": "PEFT"},
     "antefix": {"color": "#0072b2", "marker": "o", "label": "antefix"},
     "base": {"color": "#000000", "marker": "", "linestyle": ":", "label": "bare base"},
@@ -118,15 +119,16 @@ def _absolute(scenario: Scenario, own: dict[str, float] | None) -> str:
 
 
 def _target(scenario: Scenario, ours: float, measured: dict[str, Any]) -> str:
-    parts = []
-    for target, part, text in (
+    targets: list[tuple[float | None, dict[str, float] | None, Callable[[float], str]]] = [
         (scenario.target, measured.get("base"), lambda t: f"{t:.2f}"),
         (scenario.target_to_peft, measured.get("peft"), lambda t: f"PEFT / {1 / t:.0f}"),
         (scenario.target_s, {"median": 1.0}, lambda t: f"{t * 1e3:.0f} ms"),
-    ):
-        if target is not None and part is not None:
-            parts.append(f"{text(target)}: {'met' if ours / part['median'] <= target else 'missed'}")
-    return ", ".join(parts)
+    ]
+    return ", ".join(
+        f"{text(target)}: {'met' if ours / part['median'] <= target else 'missed'}"
+        for target, part, text in targets
+        if target is not None and part is not None
+    )
 
 
 def _misses(found: dict[str, Any]) -> str:
@@ -165,7 +167,8 @@ def _floor(scenario: Scenario, measured: dict[str, Any], speed: Speed) -> float 
     """Return the arithmetic floor in proportion to the bare base, for work whose arithmetic is that of attention."""
     if scenario.queries_and_tokens is None:
         return None
-    base_s, (queries, tokens) = measured["base"]["median"], scenario.queries_and_tokens
+    base_s: float = measured["base"]["median"]
+    queries, tokens = scenario.queries_and_tokens
     if scenario.name.startswith("training"):
         return training_floor(speed, base_s, queries, tokens) / base_s
     return generation_floor(speed, base_s, queries, tokens, PROMPT, 32) / base_s

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure import Call
 from benchmarks.peers import Peers, build, draw_ids
 
-Calls = dict[str, Call]
+Calls = Mapping[str, Call]
 PROMPT = 16
 
 
@@ -55,7 +56,7 @@ def training_step(
     def ours() -> None:
         peers.attached(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
-    return {"base": bare, "antefix": ours} | ({} if checkpointing else {"peft": theirs})
+    return {"base": bare, "antefix": ours, **({} if checkpointing else {"peft": theirs})}
 
 
 def generation(batch: int, num_virtual_tokens: int, num_new: int = 32) -> Calls:
@@ -104,7 +105,7 @@ def prefix_bytes(batch: int, num_virtual_tokens: int) -> dict[str, int]:
     return {"peft": held, "antefix": ours}
 
 
-def _generate(model: torch.nn.Module, ids: Tensor, num_new: int) -> Tensor:
+def _generate(model: Any, ids: Tensor, num_new: int) -> Tensor:
     answer: Tensor = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, do_sample=False, pad_token_id=0
     )

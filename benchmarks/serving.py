@@ -124,7 +124,8 @@ def save_models(folder: Path) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     config = LlamaConfig(**{**shape.to_dict(), "vocab_size": len(tokenizer)})
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     sites = antefix.discover_sites(model)
@@ -166,7 +167,7 @@ def server(folder: Path) -> Iterator[None]:
 def is_up() -> bool:
     """Tell whether the server answers."""
     try:
-        return httpx.get(f"http://127.0.0.1:{PORT}/health").status_code == 200
+        return bool(httpx.get(f"http://127.0.0.1:{PORT}/health").is_success)
     except httpx.TransportError:
         return False
 

@@ -107,7 +107,7 @@ def main() -> None:
     tokenizer = train_tokenizer(rng)
     model = build_model(tokenizer)
     final_loss = pretrain(model, tokenizer, rng)
-    model.to(torch.bfloat16).save_pretrained(arguments.output)
+    model.bfloat16().save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     print(json.dumps({"parameters": model.num_parameters(), "final_loss": final_loss}, indent=2))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.quality.corpus import SHARED
@@ -34,7 +34,7 @@ def main() -> None:
     write_page(PAGE, ledger)
 
 
-def study(task: str, groups: Sequence[str], ledger: Ledger, workers: int) -> None:
+def study(task: str, groups: Collection[str], ledger: Ledger, workers: int) -> None:
     """Run what was not run yet of a task."""
     for group in (group for group in GROUPS if group in groups):
         contenders = GROUPS[group](task, ledger)

@@ -34,9 +34,8 @@ class Decoupled(nn.Module):
         return (arguments[0] + added.flatten(-2).view_as(arguments[0]), *arguments[1:])
 
 
-def decouple(model: Any) -> nn.ModuleList:
-    """Add a matrix to every attention of a frozen model; return what is to be trained."""
+def decouple(model: Any) -> None:
+    """Freeze a model, and add a matrix to every attention, to be trained."""
     model.requires_grad_(False)
     attentions = [module for module in model.modules() if hasattr(module, "q_proj") and hasattr(module, "head_dim")]
     model.decoupled = nn.ModuleList(Decoupled(attention) for attention in attentions)
-    return model.decoupled

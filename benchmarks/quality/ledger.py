@@ -33,7 +33,7 @@ class Ledger:
         self._file = file
         lines = file.read_text().splitlines() if file.is_file() else ()
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._figures = {_key(line["run"]): line["figures"] for line in self.lines}
+        self._figures: dict[str, dict[str, Any]] = {_key(line["run"]): line["figures"] for line in self.lines}
 
     def __contains__(self, run: Measurable) -> bool:
         return _key(run.identity) in self._figures

@@ -84,7 +84,8 @@ def _deep_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[
     adapted = _prefix(model, tokenizer, {**settings, "reparameterization": "mlp"})
     for encoder in model.modules():
         if isinstance(encoder, antefix.PrefixEncoder):
-            first, activation, last = encoder.transform
+            transform: Any = encoder.transform
+            first, activation, last = transform
             width = first.out_features
             encoder.transform = nn.Sequential(first, activation, nn.Linear(width, width), nn.Tanh(), last)
     return adapted
@@ -96,6 +97,7 @@ def _scaled_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dic
     of_config = {name: settings.pop(name) for name in ("num_virtual_tokens", "num_frozen_tokens") if name in settings}
     config = antefix.PrefixConfig(**of_config)
     initial = initial_prefix(model, tokenizer, config, config.select(bank.sites))
+    assert initial is not None, "an MLP alone draws its own start"
     model.scaled = ScaledPrefix(initial, config, **settings)
     bank.add(NAME, model.scaled)
     bank.activate(NAME)

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "prefix": {"color": "#0072b2", "marker": "o"},
     "PEFT prefix": {"color": "#d55e00", "marker": "s"},
     "PEFT prefix, MLP": {"color": "#e69f00", "marker": "v"},
@@ -108,5 +108,7 @@ def _axes(x: str, y: str) -> Axes:
 
 
 def _save(axes: Axes, path: Path) -> None:
-    axes.figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    axes.figure.savefig(path, dpi=150)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)

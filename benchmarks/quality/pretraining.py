@@ -55,7 +55,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "losses": losses,
     }
-    model.to(torch.bfloat16).save_pretrained(BASE)
+    model.bfloat16().save_pretrained(BASE)
     tokenizer.save_pretrained(BASE)
     (BASE / "pretraining.json").write_text(json.dumps(report, indent=1) + "\n")
 

@@ -102,7 +102,7 @@ def general_loss(adapted: Adapted, tokenizer: Any) -> float:
     rows = torch.tensor(ids).view(GENERAL_ROWS, GENERAL_LENGTH)
     adapted.model.eval()
     with torch.no_grad():
-        losses = [adapted.model(input_ids=part, labels=part).loss.item() for part in rows.split(8)]
+        losses = [float(adapted.model(input_ids=part, labels=part).loss) for part in rows.split(8)]
     return sum(losses) / len(losses)
 
 

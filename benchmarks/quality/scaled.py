@@ -21,6 +21,10 @@ class ScaledPrefix(nn.Module):
     gate that is trained, too, the first token's as well. The tokens that `config` freezes stay as they are.
     """
 
+    start: torch.Tensor
+    scale: torch.Tensor
+    trained: torch.Tensor
+
     def __init__(
         self, initial: Prefix, config: PrefixConfig, by: str | None = None, factor: float = 1.0, gated: bool = False
     ) -> None:
