@@ -26,16 +26,17 @@ RATIOS = (5, 10, 20, 40)
 """How many tokens of the document there are to each of the prefix."""
 LESSONS: Mapping[str, Any] = {
     "num_lessons": 1500,
-    "chunk_length": 356,
     "max_new_tokens": 30,
     "kinds": ("question",),
     "temperature": 1.0,
     "epochs": 20.0,
     "learning_rate": 0.1,
 }
-"""Chunks as long as the base has positions for beside such lessons, so that it reads a register as a whole."""
+"""About halves of a register, in words as short as leave room for a whole one in the base's positions."""
+AT_ONCE: Mapping[str, Any] = {**LESSONS, "chunk_length": 356}
+"""A whole register at once: chunks as long as the base has positions for beside such lessons."""
 BY_DEFAULT: Mapping[str, Any] = {"max_new_tokens": 30}
-"""The defaults of `antefix distill`, but for lessons as short as leave room for a register in the base's positions."""
+"""The defaults of `antefix distill`, but for lessons as short."""
 
 
 @dataclass(frozen=True)
@@ -100,5 +101,6 @@ class Distilled:
 PLAN = [
     *(Distilled(seed, ratio) for seed in SEEDS for ratio in RATIOS),
     *(Distilled(seed, 10, "next-token") for seed in SEEDS),
+    *(Distilled(seed, 10, lessons=AT_ONCE) for seed in SEEDS),
     *(Distilled(seed, 10, lessons=BY_DEFAULT) for seed in SEEDS),
 ]

@@ -70,9 +70,12 @@ Loss on the last tenth of WikiText-2, which the base never read, with what was t
 or a LoRA that is switched off leaves the base as it was, to the bit; full fine-tuning cannot be switched off."""
 
 DOCUMENTS = """\
-Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself with the
-whole register before it, seen 20 times, and measured by 72 questions in four wordings that the base has never read;
-with the register in its context it answers them, nevertheless. Divergence is from the base with the document in its
-context, in nats a token. The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds,
-each about a half of the register, seen 10 times. A teacher that reads less at once finds a person more surely, so such
-a prefix can be ahead of the register."""
+Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself about
+halves of the register, seen 20 times, and measured by 72 questions in four wordings that the base has never read; with
+the register in its context it answers them, nevertheless. Divergence is from the base with the whole register in its
+context, in nats a token.
+
+A prefix answers better than the base with the register before it, down to one token for forty. A teacher that reads
+half as much finds a person more surely, and halves that begin elsewhere each time have it ask about more. What was
+"read at once" had the whole register for its teacher each time: that prefix comes near its teacher, and not past it.
+The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds, seen 20 times."""

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality import prose
-from benchmarks.quality.documents import BY_DEFAULT, PLAN
+from benchmarks.quality.documents import AT_ONCE, BY_DEFAULT, LESSONS, PLAN
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import GROUPS, finals
 from benchmarks.quality.plots import above, factor, plot_curves, plot_documents, plot_examples, plot_parameters
@@ -25,6 +25,8 @@ METRICS = {
 """What is shown of each task, the headline first."""
 NAMES = {"exact_match": "exact match", "accuracy": "accuracy", "bleu": "BLEU", "chrf": "chrF", "loss": "loss"}
 NOT_MEASURED = "Not measured yet."
+_STUDIED = (("", LESSONS), (", read at once", AT_ONCE), (" by default", BY_DEFAULT))
+"""What the table of documents says of their lessons."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,11 @@ def _rows_of_group(task: str, group: str, ledger: Ledger) -> list[Row]:
     return found
 
 
-def spread(values: Sequence[float], scale: float = 1) -> str:
-    """Return mean and standard deviation."""
+def spread(values: Sequence[float], scale: float = 1, digits: int | None = None) -> str:
+    """Return mean and standard deviation, to three digits behind the point where it is a small number."""
     of = [value * scale for value in values]
-    digits = 1 if mean(of) > 10 else 3
+    if digits is None:
+        digits = 1 if mean(of) > 10 else 3
     return f"{mean(of):.{digits}f}" + (f" ± {stdev(of):.{digits}f}" if len(of) > 1 else "")
 
 
@@ -223,7 +226,7 @@ def _documents(ledger: Ledger, images: Path) -> list[str]:
     documents = [{**asdict(one), "report": ledger.figures(one)} for one in PLAN if one in ledger]
     if not documents:
         return [NOT_MEASURED]
-    alike = [one for one in documents if one["lessons"] != BY_DEFAULT]
+    alike = [one for one in documents if one["lessons"] == LESSONS]
     plot_documents(alike, images / "quality-documents.png")
     picture = "![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)"
     return [_document_table(documents), picture]
@@ -238,13 +241,14 @@ def _document_table(documents: Sequence[dict[str, Any]]) -> str:
         tokens = " to ".join(sorted({str(one["prefix"]["tokens"]) for one in found}, key=int))
         losses = [spread([one["questions"][of]["loss"] for one in found]) for of in ("base", "document", "prefix")]
         kl = spread([one["questions"]["prefix"]["kl"] for one in found])
-        lines.append([f"1/{ratio}", objective, tokens, *losses, f"{spread(list(map(above, those)))} %", kl])
+        lines.append([f"1/{ratio}", objective, tokens, *losses, f"{spread(list(map(above, those)), digits=1)} %", kl])
     head = ["tokens kept", "objective", "tokens", "bare base", "document", "prefix", "above document", "divergence"]
     return table(head, lines)
 
 
 def _objective(document: dict[str, Any]) -> str:
-    return str(document["objective"]) + (" by default" if document["lessons"] == BY_DEFAULT else "")
+    studied = next(text for text, lessons in _STUDIED if document["lessons"] == lessons)
+    return f"{document['objective']}{studied}"
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

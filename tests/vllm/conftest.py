@@ -120,9 +120,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world.pool.shutdown(cancel_futures=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def results(world: World, request: pytest.FixtureRequest) -> dict[str, Future[dict[str, Any]]]:
-    """Start the engines of all cases that were selected; whoever asks waits for its own."""
+    """Start the engines of all cases that were selected, before any other test; whoever asks waits for its own."""
     selected = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
     return {
         case.name: world.start(f"case-{number}", world.job(case))

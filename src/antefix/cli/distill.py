@@ -67,7 +67,7 @@ def distill(
         int | None, typer.Option(help="Likeliest tokens kept of a distribution. [default: 20]")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.1]")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the lessons. [default: 10]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the lessons. [default: 20]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lessons a step. [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
 ) -> None:

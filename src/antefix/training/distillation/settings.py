@@ -55,7 +55,7 @@ class Distillation:
     objective: Objective = "kl"
     num_logits: int = 20
     learning_rate: float = 0.1
-    epochs: float = 10.0
+    epochs: float = 20.0
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     weight_decay: float = 0.0
