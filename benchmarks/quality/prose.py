@@ -75,7 +75,7 @@ halves of the register, seen 20 times, and measured by 72 questions in four word
 the register in its context it answers them, nevertheless. Divergence is from the base with the whole register in its
 context, in nats a token.
 
-A prefix answers better than the base with the register before it, down to one token for forty. A teacher that reads
-half as much finds a person more surely, and halves that begin elsewhere each time have it ask about more. What was
-"read at once" had the whole register for its teacher each time: that prefix comes near its teacher, and not past it.
+With one token for twenty a prefix still answers better than the base with the register before it, and with one for
+forty as well. A teacher that reads half as much finds a person more surely, and halves that begin elsewhere each time
+have it ask about more. Where the teacher had the whole register "at once", the prefix comes near it, and not past it.
 The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds, seen 20 times."""
