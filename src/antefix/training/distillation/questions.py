@@ -34,9 +34,7 @@ class GivenQuestions:
 
         Raises `DataError` for a row that cannot be worded.
         """
-        return readable is None or all(
-            len(context) + self._longest_answer(row) <= readable for row in rows for context, _ in [self._prompts(row)]
-        )
+        return readable is None or all(self._num_read(row) <= readable for row in rows)
 
     def check_room(self, rows: Sequence[Row], room: Room) -> None:
         """Raise `ContextLengthError` for a question that passes the positions of the model behind the prefix.
@@ -65,6 +63,10 @@ class GivenQuestions:
         text = before_all(self.document) if self.document else ""
         context, prompt = (self.encoder.prompt_ids(self.wording.prompt(row, before)) for before in (text, ""))
         return context, prompt
+
+    def _num_read(self, row: Row) -> int:
+        context, _ = self._prompts(row)
+        return len(context) + self._longest_answer(row)
 
     def _longest_answer(self, row: Row) -> int:
         return len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
