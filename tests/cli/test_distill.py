@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from antefix.cli.distill import print_result
 from antefix.embedded.records import draw_examples
+from antefix.training import DistillationResult
 from tests.cli.conftest import Invoke
 
 
@@ -37,6 +42,38 @@ def test_lessons_about_chunks_are_held_against_their_chunk(invoke: Invoke, tmp_p
     assert result.exit_code == 0, result.output
     assert "KL from chunk in context" in result.output
     assert "document in context" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("document", "advice"),
+    [
+        (0.5, "none; train it longer."),
+        (3.0, "and so is the document in context"),
+        (None, "train it longer."),
+    ],
+)
+def test_a_prefix_that_is_worse_than_none_is_said_to_be(
+    document: float | None, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = {"base": {"loss": 1.0}, "prefix": {"loss": 2.0}}
+    if document is not None:
+        questions["document"] = {"loss": document}
+    size = {"tokens": 9, "bytes": 9}
+    report = {
+        "document": size,
+        "prefix": size,
+        "teacher": {"tokens_at_once": 9, "share_seen": 1.0},
+        "lessons": {"usable": 1, "discarded": 0},
+        "seconds": {"study": 1.0, "training": 1.0},
+    }
+    console = Console(width=200)
+    print_result(DistillationResult(Path("p"), Path("r"), None, {**report, "questions": questions}), console)
+    out = capsys.readouterr().out
+    assert "warning: on questions the prefix is worse than none" in out
+    assert advice in out
+    better = {"base": {"loss": 2.0}, "prefix": {"loss": 1.0}}
+    print_result(DistillationResult(Path("p"), Path("r"), None, {**report, "questions": better}), console)
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(invoke: Invoke) -> None:

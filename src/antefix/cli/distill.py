@@ -95,8 +95,9 @@ def print_result(result: DistillationResult, console: Console) -> None:
     for part, title, text in (("held_out", "lessons held out", read), ("questions", "questions", "document")):
         if part in found:
             console.print(_table(found[part], title, text))
-            if found[part]["prefix"]["loss"] > found[part]["base"]["loss"]:
-                console.print(f"warning: on {title} the prefix is worse than none; train it longer.", style="yellow")
+            advice = _advice({system: score["loss"] for system, score in found[part].items()}, text)
+            if advice:
+                console.print(f"warning: on {title} {advice}", style="yellow")
     document, prefix = found["document"], found["prefix"]
     console.print(
         f"{document['tokens']:,} tokens ({_megabytes(document)}) became {prefix['tokens']:,} ({_megabytes(prefix)}); "
@@ -109,6 +110,14 @@ def print_result(result: DistillationResult, console: Console) -> None:
     for path in (result.prefix_path, result.report_path, result.curve_path):
         if path is not None:
             console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _advice(losses: dict[str, float], text: str) -> str | None:
+    if losses["prefix"] <= losses["base"]:
+        return None
+    if losses.get("document", 0.0) > losses["base"]:
+        return f"the prefix is worse than none, and so is the {text} in context; ask about what it says."
+    return "the prefix is worse than none; train it longer."
 
 
 def _table(scores: dict[str, dict[str, float]], title: str, text: str) -> Table:
