@@ -34,7 +34,7 @@ class GivenQuestions:
 
         Raises `DataError` for a row that cannot be worded.
         """
-        return readable is None or all(self._num_read(row) <= readable for row in rows)
+        return readable is None or all(len(self._context(row)) + self._longest_answer(row) <= readable for row in rows)
 
     def check_room(self, rows: Sequence[Row], room: Room) -> None:
         """Raise `ContextLengthError` for a question that passes the positions of the model behind the prefix.
@@ -42,12 +42,11 @@ class GivenQuestions:
         Raises `DataError` for a row that cannot be worded, too.
         """
         for row in rows:
-            _, prompt = self._prompts(row)
-            room.check(len(prompt), self._longest_answer(row), f"the question of {row[0]} or the prefix")
+            room.check(len(self._prompt(row)), self._longest_answer(row), f"the question of {row[0]} or the prefix")
 
     def lessons(self, rows: Sequence[Row], seed: int) -> list[Lesson]:
         """Return one lesson for each of some rows."""
-        prompts = [self._prompts(row) for row in rows]
+        prompts = [(self._context(row), self._prompt(row)) for row in rows]
         if self.has_answers:
             answers = [self._answer(row) for row in rows]
         else:
@@ -58,15 +57,14 @@ class GivenQuestions:
         ]
         return self.teacher.lessons(drafts)
 
-    def _prompts(self, row: Row) -> tuple[list[int], list[int]]:
-        """Return the ids of a question as the teacher reads it, the document first, and as the student does."""
+    def _context(self, row: Row) -> list[int]:
+        """Return the ids of a question as the teacher reads it, the document first."""
         text = before_all(self.document) if self.document else ""
-        context, prompt = (self.encoder.prompt_ids(self.wording.prompt(row, before)) for before in (text, ""))
-        return context, prompt
+        return self.encoder.prompt_ids(self.wording.prompt(row, text))
 
-    def _num_read(self, row: Row) -> int:
-        context, _ = self._prompts(row)
-        return len(context) + self._longest_answer(row)
+    def _prompt(self, row: Row) -> list[int]:
+        """Return the ids of a question as the student reads it."""
+        return self.encoder.prompt_ids(self.wording.prompt(row, ""))
 
     def _longest_answer(self, row: Row) -> int:
         return len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
