@@ -7,9 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from antefix.attention.check import HeadShape
+
 Pair = tuple[Tensor, Tensor]
 ROWS = ([0, 0, 0], [0, 1, -1], [1, 0, 1], [-1, -1, 0], [1, 1, 1])
 SCALE = 0.3
+HEADS = [
+    HeadShape(), HeadShape(64, 64, 8), HeadShape(80, 80, 1), HeadShape(96, 96, 4), HeadShape(192, 128, 1),
+    HeadShape(128, 128, 7), HeadShape(256, 256, 1), HeadShape(64, 64, 48),
+]  # fmt: skip
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,3 +61,14 @@ def by_hand(
         scores = query[number] @ keys.repeat_interleave(group, 0).transpose(1, 2) * SCALE + hidden
         answers.append(scores.softmax(-1) @ values.repeat_interleave(group, 0))
     return torch.stack(answers)
+
+
+def pairs(parts: Sequence[Tensor]) -> list[Pair]:
+    """Return keys and values, which take turns, two by two."""
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Require equality in proportion to the largest number expected; a NaN is far from everything."""
+    worst = (actual.detach().double().cpu() - expected.detach()).abs().max()
+    assert worst <= tolerance * max(float(expected.detach().abs().max()), 1e-3), float(worst)
