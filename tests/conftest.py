@@ -80,6 +80,15 @@ def draw_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def run(model: torch.nn.Module, rows: int = 2) -> torch.Tensor:
+    """Return the logits of a few drawn tokens."""
+    inputs = {"input_ids": draw_ids(rows, 5)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = draw_ids(rows, 4, seed=1)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

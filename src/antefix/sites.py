@@ -98,7 +98,10 @@ def observe_text(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Atte
 def observe_attention(
     model: PreTrainedModel, inputs: Mapping[str, Any], part: PreTrainedModel | None = None
 ) -> list[AttentionCall]:
-    """Run one forward of the bare base model, or of a part of it, without gradients; return its attention calls."""
+    """Run one forward of the bare base model, or of a part of it, without gradients; return its attention calls.
+
+    Raises `UnsupportedModelError` for a model without numbers whose forward asks for some.
+    """
     calls: list[AttentionCall] = []
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -111,6 +114,13 @@ def observe_attention(
                 stack.enter_context(switched(module, "antefix-observe", _observe, **attributes))
         try:
             (part or model)(**inputs)
+        except RuntimeError as error:
+            if model.device.type != "meta":
+                raise
+            raise UnsupportedModelError(
+                f"{type(model).__name__} looks at numbers before it attends, and a configuration alone has none; load "
+                "the model with its weights, and its prefixes by PrefixBank.load."
+            ) from error
         finally:
             for module, mode in training.items():
                 module.training = mode

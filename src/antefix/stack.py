@@ -48,6 +48,13 @@ class Stack:
             module.register_forward_hook(self._after, always_call=True),
         ]
 
+    def __reduce__(self) -> str:
+        """Refuse to be copied or pickled, as a model would be with its hooks and without its bank."""
+        raise UnsupportedModelError(
+            f"this {type(self.module).__name__} has a bank of prefixes, which cannot be copied or pickled; copy "
+            "the model before attach(), or detach() the bank first."
+        )
+
     @property
     def limit(self) -> int | None:
         """How many positions the stack has, or was made for; None where it names no number."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from pathlib import Path
 
@@ -14,39 +13,9 @@ from transformers import AutoTokenizer, OPTConfig, OPTModel, RobertaConfig, Robe
 import antefix
 from antefix.embedded import model_path
 from antefix.initialize import random_prefix
-from tests.conftest import VOCAB_SIZE, build_model, draw_ids
+from tests.conftest import VOCAB_SIZE, build_model, draw_ids, run
 
 NAMES = ["llama", "gpt2", "t5", "bart"]
-
-
-def run(model: torch.nn.Module, rows: int = 2) -> torch.Tensor:
-    inputs = {"input_ids": draw_ids(rows, 5)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = draw_ids(rows, 4, seed=1)
-    with torch.no_grad():
-        return model(**inputs).logits
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_detach_gives_the_base_back_bit_for_bit(name: str) -> None:
-    model = build_model(name)
-    state, config, output = copy.deepcopy(model.state_dict()), copy.deepcopy(model.config.to_dict()), run(model)
-    configs = {path: getattr(module, "config", None) for path, module in model.named_modules()}
-    grads = {path: parameter.requires_grad for path, parameter in model.named_parameters()}
-    bank = antefix.attach(model)
-    bank.add("p", antefix.PrefixConfig(4, init="random"))
-    assert not torch.equal(run(model), output)
-    with bank.use(None):
-        assert torch.equal(run(model), output)
-    bank.detach()
-    assert torch.equal(run(model), output)
-    assert list(model.state_dict()) == list(state)
-    assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
-    assert model.config.to_dict() == config
-    assert all(getattr(model.get_submodule(path), "config", None) is own for path, own in configs.items())
-    assert {path: parameter.requires_grad for path, parameter in model.named_parameters()} == grads
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    antefix.attach(model).detach()
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -166,22 +135,6 @@ def test_positions_that_do_not_suffice_are_refused_before_training() -> None:
     assert model(draw_ids(1, 4)).logits.isfinite().all()
     with pytest.raises(antefix.ContextLengthError, match="need 65 positions"):
         model(draw_ids(1, 5))
-
-
-def test_a_detached_bank_says_so_and_harms_no_other() -> None:
-    model = build_model("llama")
-    old = antefix.attach(model)
-    with pytest.raises(antefix.ConfigError, match="has a bank already"):
-        antefix.attach(model.model)
-    old.detach()
-    new = antefix.attach(model)
-    new.add("p", antefix.PrefixConfig(4, init="random"))
-    old.detach()
-    assert len(model.antefix_prefixes) == 1
-    with pytest.raises(antefix.ConfigError, match="detached"):
-        old.add("q", antefix.PrefixConfig(4, init="random"))
-    with pytest.raises(antefix.ConfigError, match="detached"), old.use(None):
-        pass
 
 
 @pytest.mark.parametrize("selection", [[], 3, {"a"}])

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ph
 
 import antefix
 from antefix.meta import shapes_only
+from tests.parity.families import FAMILIES
 
 TINY: dict[str, Any] = {
     "vocab_size": 64,
@@ -42,3 +43,10 @@ def test_sites_are_the_same(kind: str, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
     model.config.save_pretrained(tmp_path)
     assert antefix.discover_sites(shapes_only(str(tmp_path))) == antefix.discover_sites(model)
+
+
+def test_a_model_that_looks_at_numbers_says_so(tmp_path: Path) -> None:
+    """Its masks are made from the token ids that are padding, whatever the configuration says."""
+    FAMILIES["T5Gemma"].build().config.save_pretrained(tmp_path)
+    with pytest.raises(antefix.UnsupportedModelError, match="T5GemmaForConditionalGeneration looks at numbers"):
+        antefix.attach(shapes_only(str(tmp_path)))
