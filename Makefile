@@ -17,10 +17,12 @@ VLLM_BIN := .venv-vllm/bin
 VLLM_RESULTS := .vllm.xml
 INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 # The warnings of vLLM's imports are its own.
-TEST_VLLM := $(VLLM_BIN)/python -m pytest tests/vllm -W default --disable-warnings --junit-xml $(VLLM_RESULTS)
+TEST_VLLM := $(VLLM_BIN)/python -m pytest -W default --disable-warnings
+SERVER_TESTS := tests/vllm/server tests/vllm/test_crash.py tests/vllm/test_quickstart.py
+TEST_ENGINES := $(TEST_VLLM) tests/vllm $(SERVER_TESTS:%=--ignore=%) --junit-xml $(VLLM_RESULTS)
 VLLM_TABLE := $(VLLM_BIN)/python -m tests.vllm.table $(VLLM_RESULTS) docs/serving.md
 
-.PHONY: demo test test-all test-vllm serving-table matrix lint bench bench-quality bench-serving commands docs clean
+.PHONY: demo test test-all test-vllm test-engines test-servers serving-table matrix lint bench bench-quality bench-serving commands docs clean
 
 demo: .venv/demo.done  ## train two prefixes on the embedded model and compare them
 	$(BIN)/antefix demo
@@ -34,12 +36,18 @@ test-all: test  ## run the slow ones too, and hold the support matrix against th
 	$(PARITY) -m slow
 	$(BIN)/python -m tests.parity.matrix $(CELLS) docs/support.md --check
 
-test-vllm: .venv-vllm/done  ## run vLLM with prefixes, and hold the table of exactness against it
-	$(TEST_VLLM)
+# A server keeps one core busy, and so do most engines: with --jobs 2 they run side by side.
+test-vllm: test-engines test-servers  ## run vLLM with prefixes
+
+test-engines: .venv-vllm/done  ## run its engines, and hold the table of exactness against them
+	$(TEST_ENGINES)
 	$(VLLM_TABLE) --check
 
+test-servers: .venv-vllm/done  ## run its servers
+	$(TEST_VLLM) $(SERVER_TESTS)
+
 serving-table: .venv-vllm/done  ## write the table of exactness anew
-	$(TEST_VLLM)
+	$(TEST_ENGINES)
 	$(VLLM_TABLE)
 
 matrix: .venv/dev.done  ## write the support matrix anew

@@ -65,8 +65,8 @@ def serving(arguments: Sequence[str], log: Path, port: int | None = None) -> Ite
 
 def _drain(process: subprocess.Popen[str], log: Path) -> None:
     assert process.stdout is not None
-    with log.open("a") as file:
-        file.writelines(process.stdout)
+    with process.stdout as lines, log.open("a") as file:
+        file.writelines(lines)
 
 
 def _stop(server: Server) -> None:

@@ -105,15 +105,14 @@ def test_a_thousand_requests_at_once(served: Served) -> None:
     asked = [pairs[7 * i % len(pairs)] for i in range(1000)]
 
     async def ask_all() -> list[str]:
-        client = AsyncOpenAI(base_url=f"{served.server.url}/v1", api_key=KEY, max_retries=0, timeout=300)
-
-        async def ask(name: str | None, prompt: str) -> str:
-            answer = await client.completions.create(
-                model=name or "embedded", prompt=prompt, max_tokens=16, temperature=0, extra_body={"ignore_eos": True}
+        settings: Any = {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
+        url = f"{served.server.url}/v1"
+        async with AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=300) as client:
+            create = client.completions.create
+            answers = await asyncio.gather(
+                *(create(model=name or "embedded", prompt=prompt, **settings) for name, prompt in asked)
             )
-            return answer.choices[0].text
-
-        return await asyncio.gather(*(ask(*pair) for pair in asked))
+        return [answer.choices[0].text for answer in answers]
 
     answers = asyncio.run(ask_all())
     wrong = [pair for pair, answer in zip(asked, answers, strict=True) if answer != expected[pair]]
