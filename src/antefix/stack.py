@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
+from antefix.attention.together import Together
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.positions import StackPositions, cache_of
 from antefix.sites import KEYWORD, Site, takes_keywords
@@ -42,6 +43,7 @@ class Stack:
         self.sends_keyword = takes_keywords(module)
         self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
         self.positions = StackPositions(module)
+        self.together = Together()
         self.parameters = list(inspect.signature(module.forward).parameters)
         self.hooks = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -102,7 +104,7 @@ class Stack:
         relative = None
         if any(lengths):
             relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
-        return ForwardPrefixes(prefixes, rows, relative)
+        return ForwardPrefixes(prefixes, rows, relative, self.together.for_cache(prefixes, cache))
 
     def _length(self, prefix: KeysAndValues) -> int:
         """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""

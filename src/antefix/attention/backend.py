@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,9 @@ def attend(
         )
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
-        return share(module, query, key, value, attention_mask, *shared, **kwargs), None
+        together = forward.side_by_side
+        lay = None if together is None else functools.partial(together.at, site.path, shared[0])
+        return share(module, query, key, value, attention_mask, *shared, lay, **kwargs), None
     if not torch.compiler.is_compiling():
         logger.debug("the prefix at '%s' is copied for each row, because %s", site.path, obstacle)
     return _concatenate(forward, site, base, module, query, key, value, attention_mask, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ def share(
     mask: Tensor | None,
     prefixes: Sequence[tuple[Tensor, Tensor]],
     rows: Sequence[int],
+    lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
     **arguments: Any,
 ) -> Tensor:
     """Return the attention output `(batch, query, head, value_dim)`, laid out as Transformers' sdpa function does."""
@@ -67,7 +68,7 @@ def share(
     if _is_decoded(query, key, value, mask, prefixes):
         output = decode(query, key, value, prefixes, rows, mask, scale)
     else:
-        output = shared_attention(query, key, value, prefixes, rows, mask, causal, scale)
+        output = shared_attention(query, key, value, prefixes, rows, mask, causal, scale, lay_together)
     return output.transpose(1, 2).contiguous()
 
 

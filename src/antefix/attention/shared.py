@@ -10,7 +10,8 @@ gradient, so nothing has to be kept but what any attention keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,12 +38,14 @@ def shared_attention(
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
+    lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> Float[Tensor, "batch head query value_dim"]:
     """Attend over the prefix of each row and the row itself.
 
     `prefixes` are keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)`; `rows` numbers one for
     each row of the batch, -1 for none. `mask`, of the sequence alone, is added to its scores; every query sees every
-    token of its prefix.
+    token of its prefix. `lay_together` returns keys and values of all prefixes, `(prefix, kv_head, token, dim)`; it is
+    called without gradients, where these have one length and as many rows each.
     """
     keys, values = [key for key, _ in prefixes], [value for _, value in prefixes]
     if torch.compiler.is_compiling():
@@ -51,7 +54,7 @@ def shared_attention(
         apply: Any = _Function.apply
         output = apply(query, key, value, mask, rows, is_causal, scale, *keys, *values)[0]
     else:
-        output = _merge(*_attend(query, key, value, keys, values, rows, mask, is_causal, scale))
+        output = _merge(*_attend(query, key, value, keys, values, rows, mask, is_causal, scale, lay_together))
     return output
 
 
@@ -65,24 +68,30 @@ def _attend(
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
+    lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return output and log-sum-exp `(batch, head, query)` of the sequence, and those of the prefixes."""
     output, total = attend_part(query, key, value, mask, is_causal, scale)
     heads = key.shape[1]
 
-    def attend_prefix(own: Tensor, group: int) -> tuple[Tensor, Tensor]:
-        prefix = prefix_keys[group].unsqueeze(0), prefix_values[group].unsqueeze(0)
-        folded = _fold(own, heads, prefix_keys[group].shape[1])
-        part, part_total = attend_part(folded, *prefix, None, False, scale)
+    def attend_prefixes(own: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if len(own) == len(keys):
+            return attend_part(own, keys, values, None, False, scale)
+        folded = _fold(own, len(keys), heads, keys.shape[2])
+        part, part_total = attend_part(folded, keys, values, None, False, scale)
         return _unfold(part, own), _unfold(part_total.unsqueeze(-1), own).squeeze(-1)
 
     if _is_one_group(rows, prefix_keys):
-        part, part_total = attend_prefix(query, 0)
+        part, part_total = attend_prefixes(query, prefix_keys[0].unsqueeze(0), prefix_values[0].unsqueeze(0))
     else:
-        order, groups = _by_group(rows)
+        order, groups = _by_group(tuple(rows))
         ordered = _reordered(query, order)
-        parts = [_nothing(ordered[own], value) if group < 0 else attend_prefix(ordered[own], group)
-                 for group, own in groups]  # fmt: skip
+        if lay_together is not None and _are_alike(groups, prefix_keys):
+            parts = [attend_prefixes(ordered, *lay_together())]
+        else:
+            parts = [_nothing(ordered[own], value) if group < 0 else
+                     attend_prefixes(ordered[own], prefix_keys[group].unsqueeze(0), prefix_values[group].unsqueeze(0))
+                     for group, own in groups]  # fmt: skip
         part, part_total = (_reordered(torch.cat(of_rows), _inverse(order)) for of_rows in zip(*parts, strict=True))
     return output, total, part, part_total
 
@@ -117,7 +126,7 @@ def _differentiate(
 
     def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
         tokens = prefix_keys[group].shape[1]
-        own_grad, own_query, own_output, own_total = (_fold(part, heads, tokens) for part in own)
+        own_grad, own_query, own_output, own_total = (_fold(part, 1, heads, tokens) for part in own)
         share, of_key, of_value = differentiate_part(
             own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total[..., 0],
             None, False, scale,
@@ -129,7 +138,7 @@ def _differentiate(
     if _is_one_group(rows, prefix_keys):
         share = differentiate_prefix(0, *whole)
     else:
-        order, groups = _by_group(rows)
+        order, groups = _by_group(tuple(rows))
         ordered = [_reordered(part, order) for part in whole]
         shares = [torch.zeros_like(ordered[1][own]) if group < 0 else
                   differentiate_prefix(group, *(part[own] for part in ordered))
@@ -152,23 +161,31 @@ def _is_one_group(rows: Sequence[int], prefixes: Sequence[Tensor]) -> bool:
     return len(prefixes) == 1 and -1 not in rows
 
 
-def _by_group(rows: Sequence[int]) -> tuple[list[int], list[tuple[int, slice]]]:
+@functools.lru_cache(maxsize=1024)
+def _by_group(rows: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, slice], ...]]:
     """Return the rows in an order that keeps groups together, and each group with its place in that order."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     groups, start = [], 0
     for group in dict.fromkeys(rows[row] for row in order):
-        stop = start + list(rows).count(group)
+        stop = start + rows.count(group)
         groups.append((group, slice(start, stop)))
         start = stop
-    return order, groups
+    return tuple(order), tuple(groups)
 
 
-def _reordered(tensor: Tensor, order: list[int]) -> Tensor:
-    return tensor if order == list(range(len(order))) else tensor[order]
+def _are_alike(groups: Sequence[tuple[int, slice]], prefixes: Sequence[Tensor]) -> bool:
+    """Return whether all rows have a prefix, and all prefixes one shape and as many rows."""
+    sizes = {own.stop - own.start for _, own in groups}
+    return groups[0][0] >= 0 and len(sizes) == len({prefix.shape for prefix in prefixes}) == 1
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
+def _reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    return tensor if order == tuple(range(len(order))) else tensor[list(order)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,30 +198,31 @@ def _total_dtype(query: Tensor) -> torch.dtype:
     return torch.promote_types(query.dtype, torch.float32)
 
 
-def _fold(tensor: Tensor, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
-    """Lay all rows end to end, `(1, head, row * query, dim)`: a view where the queries of a row lie one by one.
+def _fold(tensor: Tensor, num_prefixes: int, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
+    """Lay the rows of each prefix end to end, `(prefix, head, row * query, dim)`, where queries lie one by one a view.
 
     One query a row is few for a kernel: before a long prefix, the query heads of a key/value head are laid end to end
     as well, which is worth the copy.
     """
     rows, heads, queries, dim = tensor.shape
-    if rows == 1:
+    if rows == num_prefixes:
         return tensor
     if queries > 1 or num_virtual_tokens < _LONG:
-        return tensor.transpose(1, 2).reshape(1, rows * queries, heads, dim).transpose(1, 2)
-    grouped = tensor.reshape(rows, num_key_value_heads, -1, dim)
-    return grouped.transpose(0, 1).reshape(1, num_key_value_heads, -1, dim)
+        return tensor.transpose(1, 2).reshape(num_prefixes, -1, heads, dim).transpose(1, 2)
+    grouped = tensor.reshape(num_prefixes, -1, num_key_value_heads, heads // num_key_value_heads, dim)
+    return grouped.transpose(1, 2).reshape(num_prefixes, num_key_value_heads, -1, dim)
 
 
 def _unfold(folded: Tensor, like: Tensor) -> Tensor:
     """Undo `_fold` for something of the rows, heads and queries of `like`."""
     rows, heads, queries, _ = like.shape
-    dim = folded.shape[3]
-    if rows == 1:
+    num_prefixes, folded_heads, _, dim = folded.shape
+    if rows == num_prefixes:
         return folded
-    if folded.shape[2] == rows * queries:
+    if folded_heads == heads:
         return folded.transpose(1, 2).reshape(rows, queries, heads, dim).transpose(1, 2)
-    return folded.view(folded.shape[1], rows, -1, dim).transpose(0, 1).reshape(rows, heads, 1, dim)
+    grouped = folded.view(num_prefixes, folded_heads, rows // num_prefixes, -1, dim)
+    return grouped.transpose(1, 2).reshape(rows, heads, 1, dim)
 
 
 def _attend_both(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -21,12 +21,13 @@ class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
     `rows` numbers a prefix for each row, -1 for none; some row uses each prefix. `relative_positions` tells where the
-    queries stand, for models with a learned bias by distance.
+    queries stand, for models with a learned bias by distance; `side_by_side` is where prefixes may be laid together.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
     rows: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
+    side_by_side: SideBySide | None = None
 
     def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Sequence[int]] | None:
         """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.
@@ -66,6 +67,22 @@ class ForwardPrefixes:
             key, value = (part[None].expand(len(rows), -1, -1, -1) for part in pairs[0])
             return key, value, None
         return _padded([pairs[row] if row >= 0 else None for row in rows])
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, laid where they are wanted."""
+
+    prefixes: tuple[KeysAndValues, ...]
+    _laid: KeysAndValues = field(default_factory=dict)
+
+    def at(self, path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return those of a site, where the prefixes have these and all of one shape."""
+        if path not in self._laid:
+            with torch.inference_mode(False):
+                keys, values = zip(*pairs, strict=True)
+                self._laid[path] = torch.stack(keys), torch.stack(values)
+        return self._laid[path]
 
 
 @dataclass(frozen=True, eq=False)
