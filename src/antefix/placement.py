@@ -38,7 +38,9 @@ class Placement:
         if torch.compiler.is_compiling():  # a compiled graph takes what is there, but can neither lock nor reorder
             return self._placed.get(name) or _as_they_are(prefix)
         with self._lock:
-            placed = self._placed.setdefault(name, _as_they_are(prefix))
+            placed = self._placed.get(name)
+            if placed is None:
+                placed = self._placed[name] = _as_they_are(prefix)
             self._placed.move_to_end(name)
             while len(self._placed) > self.limit:
                 self._placed.popitem(last=False)

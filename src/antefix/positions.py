@@ -79,11 +79,12 @@ class StackPositions:
         positions = _standing(inputs, tokens, self._skips_padding | (offsets > 0)) if given is None else given
         first = self._first_position if self.takes_ids else 0
         positions = positions + first if given is None else positions
-        self._check_limit(positions + offsets - first)
+        shifted = positions + offsets
+        self._check_limit(shifted, first)
         if self.takes_ids:
-            inputs["position_ids"] = positions + offsets
+            inputs["position_ids"] = shifted
         elif self._replaces_lookup:
-            self._pending.positions = positions + offsets
+            self._pending.positions = shifted
         return None if self.bias is None else RelativePositions(positions, self.bias)
 
     def finish(self, succeeded: bool) -> None:
@@ -109,11 +110,11 @@ class StackPositions:
             return False
         return self._first_position > 0 or "attention_mask" in inspect.signature(self.table.forward).parameters
 
-    def _check_limit(self, positions: Tensor) -> None:
+    def _check_limit(self, positions: Tensor, first: int) -> None:
         limit = self.limit
         if limit is None or positions.is_meta or torch.compiler.is_compiling():
             return
-        needed = int(positions.max()) + 1
+        needed = int(positions.max()) + 1 - first
         if needed > limit:
             raise ContextLengthError(
                 f"prefix and sequence need {needed} positions, but {type(self.stack).__name__} has {limit}; shorten "
