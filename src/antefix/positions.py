@@ -40,6 +40,8 @@ class StackPositions:
         # RoBERTa counts from after its padding index.
         counts_from_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in stack.modules())
         self._first_position = cast(int, self.table.padding_idx) + 1 if self.table and counts_from_ids else 0
+        # The bare stack leaves padding out when it counts, as RoBERTa and OPT do.
+        self._skips_padding = self._first_position > 0 or _takes(self.table, "attention_mask")
         self._pending = threading.local()
         self._replaces_lookup = self.reads_tokens and self.table is not None and not self.takes_ids
         self._hooks = []
@@ -74,7 +76,9 @@ class StackPositions:
             )
         if tokens is None:  # nothing here has a place in a sequence
             return None
-        offsets = torch.tensor(lengths, device=tokens.device)[:, None]
+        # A number where it will do: a tensor of them is copied to a GPU, which the CPU waits for.
+        same = len(set(lengths)) == 1
+        offsets: int | Tensor = lengths[0] if same else torch.tensor(lengths, device=tokens.device)[:, None]
         given = inputs.get("position_ids") if self.takes_ids else None
         positions = _standing(inputs, tokens, self._skips_padding | (offsets > 0)) if given is None else given
         first = self._first_position if self.takes_ids else 0
@@ -103,13 +107,6 @@ class StackPositions:
         offset = getattr(self.table, "offset", None)
         return self._first_position if offset is None else cast(int, offset)
 
-    @property
-    def _skips_padding(self) -> bool:
-        """Whether the bare stack leaves padding out when it counts, as RoBERTa and OPT do."""
-        if self.table is None:
-            return False
-        return self._first_position > 0 or "attention_mask" in inspect.signature(self.table.forward).parameters
-
     def _check_limit(self, positions: Tensor, first: int) -> None:
         limit = self.limit
         if limit is None or positions.is_meta or torch.compiler.is_compiling():
@@ -130,15 +127,20 @@ class StackPositions:
         return nn.functional.embedding(positions + self._first_row, cast(Tensor, table.weight)).to(output.dtype)
 
 
+def _takes(module: nn.Module | None, name: str) -> bool:
+    return module is not None and name in inspect.signature(module.forward).parameters
+
+
 def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
     """Return the cache among a stack's inputs, under whatever name this version of Transformers takes it."""
     return next((value for value in inputs.values() if isinstance(value, Cache)), None)
 
 
-def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: Tensor) -> Tensor:
+def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: bool | Tensor) -> Tensor:
     """Return the positions `(batch, token)` of the tokens, counted from 0.
 
-    Rows with a prefix skip padding, `skips_padding` `(batch, 1)`: the prefix ends where the first real token stands.
+    Rows with a prefix skip padding: the prefix ends where the first real token stands. `skips_padding` is of all rows
+    or `(batch, 1)`.
     """
     batch, length = tokens.shape[:2]
     cache = cache_of(inputs)
@@ -148,7 +150,9 @@ def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: Tensor) -> 
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return plain
     counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return torch.where(skips_padding, counted, plain)
+    if isinstance(skips_padding, Tensor):
+        return torch.where(skips_padding, counted, plain)
+    return counted if skips_padding else plain
 
 
 def sliding_window(config: Any) -> int | None:

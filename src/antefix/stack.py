@@ -44,6 +44,7 @@ class Stack:
         self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
         self.positions = StackPositions(module)
         self.together = Together()
+        self.checkpointed = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]
         self.parameters = list(inspect.signature(module.forward).parameters)
         self.hooks = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -94,7 +95,8 @@ class Stack:
         used = list(dict.fromkeys(name for name in names_of(selection) if name is not None))
         if not used:
             return NO_PREFIXES
-        _refuse_reentrant_checkpointing(self.module)
+        if self.module.training:
+            _refuse_reentrant_checkpointing(self.checkpointed)
         batch = _batch_size(inputs)
         names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
         cache = cache_of(inputs)
@@ -146,11 +148,9 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
     return int(next(value for value in inputs.values() if isinstance(value, Tensor)).shape[0])
 
 
-def _refuse_reentrant_checkpointing(stack: nn.Module) -> None:
+def _refuse_reentrant_checkpointing(modules: Sequence[nn.Module]) -> None:
     """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
-    if not stack.training:
-        return
-    for module in stack.modules():
+    for module in modules:
         own = vars(module)  # far quicker than getattr, which asks a module for everything that it has not
         checkpoint = own.get("_gradient_checkpointing_func") if own.get("gradient_checkpointing") else None
         if getattr(checkpoint, "keywords", {}).get("use_reentrant"):

@@ -86,6 +86,8 @@ def differentiate_part(
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         grads = kernel(grad, *wide, output, total, 0.0, is_causal, attn_mask=mask, scale=scale)
+    if wide[0] is query:
+        return grads[0], grads[1], grads[2]
     grad_query, grad_key, grad_value = (part[..., :dim] for part, dim in zip(grads, dims, strict=True))
     return grad_query, grad_key, grad_value
 

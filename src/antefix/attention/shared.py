@@ -52,7 +52,7 @@ def shared_attention(
         output: Tensor = _operator(query, key, value, keys, values, list(rows), mask, is_causal, scale)[0]
     elif torch.is_grad_enabled():
         apply: Any = _Function.apply
-        output = apply(query, key, value, mask, rows, is_causal, scale, *keys, *values)[0]
+        output = apply(query, key, value, mask, rows, is_causal, scale, *keys, *values)
     else:
         output = _merge(*_attend(query, key, value, keys, values, rows, mask, is_causal, scale, lay_together))
     return output
@@ -79,7 +79,7 @@ def _attend(
             return attend_part(own, keys, values, None, False, scale)
         folded = _fold(own, len(keys), heads, keys.shape[2])
         part, part_total = attend_part(folded, keys, values, None, False, scale)
-        return _unfold(part, own), _unfold(part_total.unsqueeze(-1), own).squeeze(-1)
+        return _unfold(part, own), _unfold(part_total, own)
 
     if _is_one_group(rows, prefix_keys):
         part, part_total = attend_prefixes(query, prefix_keys[0].unsqueeze(0), prefix_values[0].unsqueeze(0))
@@ -128,13 +128,13 @@ def _differentiate(
         tokens = prefix_keys[group].shape[1]
         own_grad, own_query, own_output, own_total = (_fold(part, 1, heads, tokens) for part in own)
         share, of_key, of_value = differentiate_part(
-            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total[..., 0],
-            None, False, scale,
+            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total, None,
+            False, scale,
         )  # fmt: skip
         of_prefixes[group] = of_key[0], of_value[0]
         return _unfold(share, own[1])
 
-    whole = (grad, query, output, total[..., None])
+    whole = (grad, query, output, total)
     if _is_one_group(rows, prefix_keys):
         share = differentiate_prefix(0, *whole)
     else:
@@ -199,37 +199,41 @@ def _total_dtype(query: Tensor) -> torch.dtype:
 
 
 def _fold(tensor: Tensor, num_prefixes: int, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
-    """Lay the rows of each prefix end to end, `(prefix, head, row * query, dim)`, where queries lie one by one a view.
+    """Lay the rows of each prefix end to end, `(prefix, head, row * query, ...)`, where queries lie one by one a view.
 
     One query a row is few for a kernel: before a long prefix, the query heads of a key/value head are laid end to end
     as well, which is worth the copy.
     """
-    rows, heads, queries, dim = tensor.shape
+    rows, heads, queries, *dim = tensor.shape
     if rows == num_prefixes:
         return tensor
     if queries > 1 or num_virtual_tokens < _LONG:
-        return tensor.transpose(1, 2).reshape(num_prefixes, -1, heads, dim).transpose(1, 2)
-    grouped = tensor.reshape(num_prefixes, -1, num_key_value_heads, heads // num_key_value_heads, dim)
-    return grouped.transpose(1, 2).reshape(num_prefixes, num_key_value_heads, -1, dim)
+        return tensor.transpose(1, 2).reshape(num_prefixes, -1, heads, *dim).transpose(1, 2)
+    grouped = tensor.reshape(num_prefixes, -1, num_key_value_heads, heads // num_key_value_heads, *dim)
+    return grouped.transpose(1, 2).reshape(num_prefixes, num_key_value_heads, -1, *dim)
 
 
 def _unfold(folded: Tensor, like: Tensor) -> Tensor:
     """Undo `_fold` for something of the rows, heads and queries of `like`."""
-    rows, heads, queries, _ = like.shape
-    num_prefixes, folded_heads, _, dim = folded.shape
+    rows, heads, queries = like.shape[:3]
+    num_prefixes, folded_heads, _, *dim = folded.shape
     if rows == num_prefixes:
         return folded
     if folded_heads == heads:
-        return folded.transpose(1, 2).reshape(rows, queries, heads, dim).transpose(1, 2)
-    grouped = folded.view(num_prefixes, folded_heads, rows // num_prefixes, -1, dim)
-    return grouped.transpose(1, 2).reshape(rows, heads, 1, dim)
+        return folded.transpose(1, 2).reshape(rows, queries, heads, *dim).transpose(1, 2)
+    grouped = folded.view(num_prefixes, folded_heads, rows // num_prefixes, -1, *dim)
+    return grouped.transpose(1, 2).reshape(rows, heads, 1, *dim)
 
 
 def _attend_both(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp over both parts, with all heads of a query together in memory, as in `_shapes`."""
     parts = _attend(query, *rest)
-    whole = _merge(*parts), torch.logaddexp(parts[1], parts[3])
-    return tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in whole)  # type: ignore[return-value]
+    return _by_query(_merge(*parts)), _by_query(torch.logaddexp(parts[1], parts[3]))
+
+
+def _by_query(part: Tensor) -> Tensor:
+    laid = part.transpose(1, 2)
+    return part if laid.is_contiguous() else laid.contiguous().transpose(1, 2)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -237,7 +241,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(query, key, value, mask, *output, *prefix_keys, *prefix_values)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     query, key, value, mask, output, total, *prefixes = ctx.saved_tensors
     half = len(prefixes) // 2
     of_sequence = any(ctx.needs_input_grad[:3])
@@ -267,14 +271,14 @@ class _Function(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Any, is_causal: bool,
         scale: float, *prefixes: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> Tensor:  # fmt: skip
         half = len(prefixes) // 2
         inputs = query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale
-        output = _attend_both(*inputs)
-        _keep(ctx, inputs, output)
-        return output
+        both = _attend_both(*inputs)
+        _keep(ctx, inputs, both)
+        return both[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        of_query, of_key, of_value, of_keys, of_values, *_ = _backward(ctx, *grads)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        of_query, of_key, of_value, of_keys, of_values, *_ = _backward(ctx, grad)
         return of_query, of_key, of_value, None, None, None, None, *of_keys, *of_values
