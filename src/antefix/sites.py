@@ -145,10 +145,15 @@ def takes_keywords(module: nn.Module) -> bool:
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
-    while config is not None and "antefix_base" in (own := vars(config)):
+    while config is not None and "antefix_base" in (own := settings_of(config)):
         config = own["antefix_base"]
-    # Not by the property that shows it: reading that takes longer than decoding a token's attention.
-    return None if config is None else vars(config).get("_attn_implementation_internal")
+    return None if config is None else settings_of(config).get("_attn_implementation_internal")
+
+
+def settings_of(config: object) -> dict[str, Any]:
+    """Return what a config itself holds, not by its own lookup, which takes longer than a token's attention."""
+    own: dict[str, Any] = object.__getattribute__(config, "__dict__")
+    return own
 
 
 def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
@@ -163,7 +168,7 @@ def base_attention(module: nn.Module) -> AttentionFunction:
     if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):  # GPT-2 has its own way then
         upcast = cast(Any, module)._upcast_and_reordered_attn
         return lambda _, query, key, value, mask, **__: upcast(query, key, value, mask)
-    for interface, eager in vars(module.config)["antefix_interfaces"]:
+    for interface, eager in settings_of(module.config)["antefix_interfaces"]:
         function = interface.get_interface(implementation, eager)
         if function is not None:
             return cast(AttentionFunction, function)

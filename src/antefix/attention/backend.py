@@ -16,7 +16,16 @@ from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
 from antefix.attention.state import ForwardPrefixes
 from antefix.errors import UnsupportedModelError
-from antefix.sites import KEYWORD, AttentionFunction, Site, base_attention, implementation_of, is_causal, switch
+from antefix.sites import (
+    KEYWORD,
+    AttentionFunction,
+    Site,
+    base_attention,
+    implementation_of,
+    is_causal,
+    settings_of,
+    switch,
+)
 
 logger = logging.getLogger(__name__)
 SUPPORTED = ("eager", "sdpa", "flex_attention")
@@ -35,7 +44,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as the base does over `[prefix; sequence]`; tensors are `(batch, head, token, dim)`."""
     forward: ForwardPrefixes | None = kwargs.pop(KEYWORD, None)
-    own = vars(module.config)
+    own = settings_of(module.config)
     site: Site = own["antefix_site"]
     if forward is None and own["antefix_carrier"] is not None:
         forward = own["antefix_carrier"].prefixes

@@ -34,11 +34,11 @@ def obstacle_to_sharing(
         (bool(arguments.get("dropout")), "the model drops attention weights"),
         (isinstance(mask, Tensor) and mask.requires_grad, "the mask is learned"),
         (not same_dtype, "queries, keys and values are of different dtypes"),
-        (len(query) != len(key), "queries and keys are of different batches"),
+        (query.shape[0] != key.shape[0], "queries and keys are of different batches"),
         (not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, "the numbers of a head lie apart in memory"),
     )
     reason = next((reason for stands, reason in reasons if stands), None)
-    if reason is None and query.device.type != "cpu":
+    if reason is None and not query.is_cpu:
         reason = obstacle_to_kernels(query.device.type, query.dtype, max(query.shape[-1], value.shape[-1]))
         if reason is None and not is_trusted("operator", *_kind(query, key, value), mask is not None):
             reason = "this GPU's kernels did not compute a small case right"

@@ -102,6 +102,8 @@ def _merge(output: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> T
     bf16 has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing in it.
     """
     weight = torch.sigmoid(part_total - total).unsqueeze(-1)
+    if weight.dtype == output.dtype:
+        return torch.lerp(output, part, weight)
     return torch.lerp(output.to(weight.dtype), part.to(weight.dtype), weight).to(output.dtype)
 
 
@@ -207,7 +209,10 @@ def _fold(tensor: Tensor, num_prefixes: int, num_key_value_heads: int, num_virtu
     rows, heads, queries, *dim = tensor.shape
     if rows == num_prefixes:
         return tensor
-    if queries > 1 or num_virtual_tokens < _LONG:
+    is_grouped = queries == 1 and num_virtual_tokens >= _LONG
+    if queries == num_prefixes == 1 and not is_grouped:
+        return tensor.transpose(0, 2)
+    if not is_grouped:
         return tensor.transpose(1, 2).reshape(num_prefixes, -1, heads, *dim).transpose(1, 2)
     grouped = tensor.reshape(num_prefixes, -1, num_key_value_heads, heads // num_key_value_heads, *dim)
     return grouped.transpose(1, 2).reshape(num_prefixes, num_key_value_heads, -1, *dim)
@@ -219,6 +224,8 @@ def _unfold(folded: Tensor, like: Tensor) -> Tensor:
     num_prefixes, folded_heads, _, *dim = folded.shape
     if rows == num_prefixes:
         return folded
+    if queries == num_prefixes == 1 and folded_heads == heads:
+        return folded.transpose(0, 2)
     if folded_heads == heads:
         return folded.transpose(1, 2).reshape(rows, queries, heads, *dim).transpose(1, 2)
     grouped = folded.view(num_prefixes, folded_heads, rows // num_prefixes, -1, *dim)
