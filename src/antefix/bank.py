@@ -182,8 +182,7 @@ class PrefixBank:
 
     def activate(self, selection: Selection) -> None:
         """Use this selection in every thread from now on, wherever no `use` says otherwise."""
-        self._check(selection)
-        self._default = selection
+        self._default = self._checked(selection)
 
     def deactivate(self) -> None:
         """Run the bare base model wherever no `use` says otherwise."""
@@ -192,7 +191,7 @@ class PrefixBank:
     @contextmanager
     def use(self, selection: Selection) -> Iterator[None]:
         """Use a selection in this thread for as long as the context lasts."""
-        self._check(selection)
+        selection = self._checked(selection)
         outer = getattr(self._scoped, "stack", ())
         self._scoped.stack = (*outer, selection)
         try:
@@ -229,7 +228,9 @@ class PrefixBank:
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
         needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
-        return {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
+        return KeysAndValues(
+            {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
+        )
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -265,11 +266,13 @@ class PrefixBank:
         if not self._attached:
             raise ConfigError("this bank was detached from its model; attach(model) gives a new one.")
 
-    def _check(self, selection: Selection) -> None:
+    def _checked(self, selection: Selection) -> Selection:
+        """Return a selection of prefixes that are there; of a list its own copy, which nobody changes."""
         self._check_attached()
         for name in names_of(selection):
             if name is not None:
                 self._get(name)
+        return tuple(selection) if isinstance(selection, list) else selection
 
     def _get(self, name: str) -> Prefix | Sequence[PrefixSource]:
         if name not in self._prefixes:

@@ -127,8 +127,9 @@ class Heads:
         selection = self.selection()
         owners = [name if path in self._copies.get(name or "", {}) else None for name in names_of(selection)]
         used = list(dict.fromkeys(owners))
+        dtype = next(self.model.get_submodule(path).parameters()).dtype
         outputs = [
-            original(*args, **kwargs) if name is None else _call(self._copies[name][path], args, kwargs)
+            original(*args, **kwargs) if name is None else _call(self._copies[name][path], args, kwargs, dtype)
             for name in used
         ]
         if len(outputs) == 1:
@@ -139,10 +140,13 @@ class Heads:
         return torch.stack([outputs[used.index(owner)][row] for row, owner in enumerate(owner_of)])
 
 
-def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Compute in the copy's dtype, which may be finer than the base's, and answer in that of the inputs."""
+def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Compute in the copy's dtype, which may be finer than the base's `dtype`, and answer in that of the inputs.
+
+    Token ids have none; to them it answers as the base would.
+    """
     inner = next(module.parameters()).dtype
-    outer = next((value.dtype for value in (*args, *kwargs.values()) if _is_float(value)), inner)
+    outer = next((value.dtype for value in (*args, *kwargs.values()) if _is_float(value)), dtype)
 
     def cast_to(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype) if _is_float(value) else value

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import Cache
 
-from antefix.attention.state import KeysAndValues
+from antefix.attention.state import KeysAndValues, Pairs
 from antefix.encoder import PrefixSource
 from antefix.prefix import Prefix
 
@@ -22,7 +22,7 @@ class Placement:
         self.limit = limit
         self._placed: OrderedDict[str, KeysAndValues] = OrderedDict()
         self._lock = threading.Lock()
-        self._made: WeakKeyDictionary[Any, dict[PrefixSource, KeysAndValues]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Any, dict[PrefixSource, Pairs]] = WeakKeyDictionary()
 
     @property
     def names(self) -> list[str]:
@@ -32,8 +32,8 @@ class Placement:
     def frozen(self, name: str, prefix: Prefix) -> KeysAndValues:
         """Return the keys and values of a frozen prefix at all its sites, where its last use left them.
 
-        They begin as the prefix's own. Attention replaces them by those in its own device and dtype, so that a prefix
-        is brought over once. The least recently used ones go; when they are used again, they come again.
+        With them is what attention has brought over to its own device and dtype, once. The least recently used ones go;
+        when they are used again, they come again.
         """
         if torch.compiler.is_compiling():  # a compiled graph takes what is there, but can neither lock nor reorder
             return self._placed.get(name) or _as_they_are(prefix)
@@ -46,7 +46,7 @@ class Placement:
                 self._placed.popitem(last=False)
         return placed
 
-    def made(self, source: PrefixSource, cache: Any) -> KeysAndValues:
+    def made(self, source: PrefixSource, cache: Any) -> Pairs:
         """Return what a source makes: anew for each forward, or, without gradients, once for a cache that fills."""
         read_only = not (torch.is_grad_enabled() or source.training or torch.compiler.is_compiling())
         if not (read_only and isinstance(cache, Cache)):
@@ -63,4 +63,4 @@ class Placement:
 
 
 def _as_they_are(prefix: Prefix) -> KeysAndValues:
-    return {path: (key, prefix.values[path]) for path, key in prefix.keys.items()}
+    return KeysAndValues({path: (key, prefix.values[path]) for path, key in prefix.keys.items()})

@@ -8,6 +8,7 @@ and the frames of a sound have fixed places, which a prefix leaves alone.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -38,8 +39,9 @@ class StackPositions:
         if len(biases) > 1:  # a bias for each layer, as in UMT5
             self.is_understood = False
         # RoBERTa counts from after its padding index.
-        counts_from_ids = any(hasattr(m, "create_position_ids_from_input_ids") for m in stack.modules())
-        self._first_position = cast(int, self.table.padding_idx) + 1 if self.table and counts_from_ids else 0
+        padding = next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), None)
+        counts_from_ids = any(map(_counts_from_ids, stack.modules()))
+        self._first_position = cast(int, padding) + 1 if counts_from_ids and padding is not None else 0
         # The bare stack leaves padding out when it counts, as RoBERTa and OPT do.
         self._skips_padding = self._first_position > 0 or _takes(self.table, "attention_mask")
         self._pending = threading.local()
@@ -127,6 +129,12 @@ class StackPositions:
         return nn.functional.embedding(positions + self._first_row, cast(Tensor, table.weight)).to(output.dtype)
 
 
+def _counts_from_ids(module: nn.Module) -> bool:
+    """Return whether Transformers gives this module, or the file that it stands in, a function for that."""
+    name = "create_position_ids_from_input_ids"
+    return hasattr(module, name) or hasattr(sys.modules[type(module).__module__], name)
+
+
 def _takes(module: nn.Module | None, name: str) -> bool:
     return module is not None and name in inspect.signature(module.forward).parameters
 
@@ -149,7 +157,10 @@ def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: bool | Tens
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return plain
-    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    if isinstance(past, int):  # a mask may be as long as a static cache
+        counted = counted[:, : past + length]
+    counted = counted[:, -length:]
     if isinstance(skips_padding, Tensor):
         return torch.where(skips_padding, counted, plain)
     return counted if skips_padding else plain

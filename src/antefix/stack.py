@@ -110,7 +110,7 @@ class Stack:
 
     def _length(self, prefix: KeysAndValues) -> int:
         """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
-        return next((key.shape[1] for path, (key, _) in prefix.items() if path in self.self_attention), 0)
+        return next((key.shape[1] for path, (key, _) in prefix.pairs.items() if path in self.self_attention), 0)
 
 
 def names_of(selection: Selection) -> Sequence[str | None]:

@@ -14,7 +14,7 @@ import antefix
 from antefix.initialize import random_prefix
 from tests.parity.compare import assert_close, assert_far, attach, logits
 from tests.parity.conftest import over
-from tests.parity.families import FAMILIES, Family
+from tests.parity.families import FAMILIES, Family, draw_ids
 
 CONFIG: dict[str, Any] = {"num_virtual_tokens": 5, "init": "random"}
 CLASSIFIER = ("BERT", "AutoModelForSequenceClassification", "classifier")
@@ -144,6 +144,22 @@ def test_a_bf16_base_trains_an_fp32_head() -> None:
     output.sum().backward()
     assert output.dtype == torch.bfloat16
     assert {p.grad.dtype for p in model.antefix_prefixes.parameters()} == {torch.float32}
+
+
+def test_a_module_that_reads_token_ids_answers_as_a_bf16_base_would() -> None:
+    model = FAMILIES["Llama"].build().to(torch.bfloat16)
+    ids = draw_ids(2, 6)
+    bare = logits(model, input_ids=ids)
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(**CONFIG, trainable_modules=("embed_tokens",)))
+    embedded = model.get_input_embeddings()(ids)
+    assert embedded.dtype == torch.bfloat16
+    with bank.use("p"):
+        assert torch.equal(model.get_input_embeddings()(ids), embedded)
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for module in bank.modules("p") for parameter in module.parameters())
+    with bank.use(None):
+        assert torch.equal(logits(model, input_ids=ids), bare)
 
 
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:

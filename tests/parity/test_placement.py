@@ -96,19 +96,41 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     ids = draw_ids(2, 6)
     with bank.use("p"):
         first = logits(model, input_ids=ids)
-        placed = dict(bank._placement.frozen("p", prefix))
+        placed = dict(bank._placement.frozen("p", prefix)._brought)
         again = logits(model, input_ids=ids)
     assert torch.equal(first, again)
-    for path, pair in bank._placement.frozen("p", prefix).items():
+    brought = bank._placement.frozen("p", prefix)._brought
+    assert brought.keys() == placed.keys()
+    assert {path for path, *_ in brought} == prefix.keys.keys()
+    for place, pair in brought.items():
         assert all(part.dtype == torch.bfloat16 for part in pair)
-        assert all(part is known for part, known in zip(pair, placed[path], strict=True))
-    assert torch.equal(bank.prefix("p").keys[path], prefix.keys[path]), "what was loaded is what is saved"
+        assert all(part is known for part, known in zip(pair, placed[place], strict=True))
+    for path, key in prefix.keys.items():
+        assert torch.equal(bank.prefix("p").keys[path], key), "what was loaded is what is saved"
     with torch.inference_mode(), bank.use("p"):
         model(input_ids=ids)
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
     with bank.use("p"):
         model(inputs_embeds=embedded).logits.sum().backward()
     assert embedded.grad is not None
+
+
+def test_another_dtype_rounds_nothing_for_good() -> None:
+    model = FAMILIES["GPT-2"].build()
+    bank = antefix.attach(model)
+    prefix = random_prefix(bank.sites, 5)
+    bank.add("p", prefix)
+    ids = draw_ids(2, 6)
+    with bank.use("p"):
+        before = logits(model, input_ids=ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not torch.equal(logits(model, input_ids=ids), before)
+        assert torch.equal(logits(model, input_ids=ids), before)
+        logits(model.to(torch.bfloat16), input_ids=ids)
+        after = logits(model.float(), input_ids=ids)
+    bank.add("anew", prefix)
+    with bank.use("anew"):
+        assert torch.equal(logits(model, input_ids=ids), after)
 
 
 def test_keys_and_values_may_be_of_different_dtypes() -> None:

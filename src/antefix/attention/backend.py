@@ -111,6 +111,11 @@ def _concatenate(
 def _prepend_bias(forward: ForwardPrefixes, site: Site, bias: Tensor, num_virtual_tokens: int) -> Tensor:
     """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
     positions = forward.relative_positions
+    if positions is None and site.kind != "cross":
+        raise UnsupportedModelError(
+            f"the attention at '{site.path}' adds a bias by distance that antefix cannot tell of a prefix; leave its "
+            "layer out of PrefixConfig.layers, or its kind out of PrefixConfig.sites."
+        )
     if positions is None or site.kind == "cross":
         front = bias.new_zeros(*bias.shape[:3], num_virtual_tokens)
     else:

@@ -12,8 +12,32 @@ from torch import Tensor, nn
 from antefix.errors import UnsupportedModelError
 from antefix.shapes import Float, Int
 
-KeysAndValues: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+Pairs: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """Keys and values `(kv_head, token, dim)` by site path."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeysAndValues:
+    """Keys and values of one prefix, in the device and dtype of each attention that reads them."""
+
+    pairs: Pairs
+    _brought: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return key and value of a site; those of a frozen prefix are brought to a place once, from what was loaded.
+
+        To go on from another place would keep what was rounded there.
+        """
+        key, value = self.pairs[path]
+        if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:
+            return key, value
+        place = (path, like.device, like.dtype)
+        if key.requires_grad or (torch.compiler.is_compiling() and place not in self._brought):
+            return key.to(like.device, like.dtype), value.to(like.device, like.dtype)
+        if place not in self._brought:
+            with torch.inference_mode(False):  # what is kept may be of use to a training step, too
+                self._brought[place] = key.to(like.device, like.dtype), value.to(like.device, like.dtype)
+        return self._brought[place]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +59,13 @@ class ForwardPrefixes:
         Rows that use none have -1. None where no row has a prefix at this site. Raises `UnsupportedModelError` where
         rows differ in their prefixes, but are not the rows of the attention.
         """
-        present = [number for number, prefix in enumerate(self.prefixes) if path in prefix]
+        present = [number for number, prefix in enumerate(self.prefixes) if path in prefix.pairs]
         if not present:
             return None
         rows = self.rows
         if len(present) < len(self.prefixes):
             rows = tuple(present.index(number) if number in present else -1 for number in rows)
-        pairs = [_brought(self.prefixes[number], path, like) for number in present]
+        pairs = [self.prefixes[number].at(path, like) for number in present]
         return pairs, rows if len(rows) == like.shape[0] else self._for_attention(rows, path, like.shape[0])
 
     def _for_attention(self, rows: Sequence[int], path: str, batch: int) -> Sequence[int]:
@@ -74,7 +98,7 @@ class SideBySide:
     """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, laid where they are wanted."""
 
     prefixes: tuple[KeysAndValues, ...]
-    _laid: KeysAndValues = field(default_factory=dict)
+    _laid: Pairs = field(default_factory=dict)
 
     def at(self, path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return those of a site, where the prefixes have these and all of one shape."""
@@ -109,18 +133,6 @@ class RelativePositions:
 
 NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
-
-
-def _brought(prefix: KeysAndValues, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return key and value of a site in the device and dtype of its attention; of a frozen prefix, bring them once."""
-    key, value = prefix[path]
-    if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:
-        return key, value
-    if key.requires_grad or torch.compiler.is_compiling():
-        return key.to(like.device, like.dtype), value.to(like.device, like.dtype)
-    with torch.inference_mode(False):  # what is kept may be of use to a training step, too
-        prefix[path] = key.to(like.device, like.dtype), value.to(like.device, like.dtype)
-    return prefix[path]
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:

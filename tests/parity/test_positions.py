@@ -1,0 +1,84 @@
+"""Positions that families count in ways of their own, and masks that are longer than what they hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
+from transformers.models.kosmos2.configuration_kosmos2 import Kosmos2TextConfig
+from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextModel
+
+import antefix
+from antefix.initialize import token_prefix
+from tests.parity.compare import assert_close, assert_far, logits
+from tests.parity.families import FAMILIES, SMALL, VOCAB_SIZE, draw_ids
+
+PADDING = 1
+TEXT, ROWS = draw_ids(1, 9, seed=7), draw_ids(2, 8, seed=3)
+
+
+def esm() -> PreTrainedModel:
+    settings = {**SMALL, "pad_token_id": PADDING, "mask_token_id": VOCAB_SIZE - 1, "num_hidden_layers": 1}
+    config = transformers.EsmConfig(**settings, position_embedding_type="absolute", token_dropout=False)
+    return transformers.EsmModel(config)
+
+
+def kosmos() -> PreTrainedModel:
+    config = Kosmos2TextConfig(
+        vocab_size=VOCAB_SIZE, embed_dim=32, layers=1, ffn_dim=48, attention_heads=4, pad_token_id=PADDING
+    )
+    return Kosmos2TextModel(config)
+
+
+def built(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    torch.manual_seed(1)
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+def padded(ids: Tensor) -> dict[str, Tensor]:
+    ids = torch.cat([torch.full((len(ids), 3), PADDING), ids], 1)
+    return {"input_ids": ids, "attention_mask": (ids != PADDING).long()}
+
+
+@pytest.mark.parametrize("build", [esm, kosmos])
+def test_a_stack_that_counts_from_after_its_padding_index(build: Callable[[], PreTrainedModel]) -> None:
+    """One layer, so that a text cannot see what follows it even where its attention looks ahead."""
+    model = built(build)
+    read = logits(model, input_ids=torch.cat([TEXT.expand(len(ROWS), -1), ROWS], 1))[:, TEXT.shape[1] :]
+    bare, bare_padded = logits(model, input_ids=ROWS), logits(model, **padded(ROWS))
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        assert_close(logits(model, input_ids=ROWS), read)
+        assert_close(logits(model, **padded(ROWS))[:, 3:], read)
+    with bank.use(["text", None]):
+        mixed, mixed_padded = logits(model, input_ids=ROWS), logits(model, **padded(ROWS))
+    assert_close(mixed[0], read[0])
+    assert_close(mixed[1], bare[1])
+    assert_close(mixed_padded[1, 3:], bare_padded[1, 3:])
+    assert_far(bare, read)
+
+
+@pytest.mark.parametrize("selection", ["text", ["text", None]])
+def test_a_mask_as_long_as_a_static_cache(selection: Any) -> None:
+    model = FAMILIES["Llama"].build()
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    mask, length = torch.zeros(2, 20, dtype=torch.long), ROWS.shape[1]
+    with bank.use(selection):
+        whole = logits(model, input_ids=ROWS)
+        for start, stop in ((0, length - 2), (length - 2, length - 1), (length - 1, length)):
+            mask[:, start:stop] = 1
+            step = logits(model, input_ids=ROWS[:, start:stop], attention_mask=mask, past_key_values=cache)
+            assert_close(step, whole[:, start:stop])
