@@ -152,6 +152,8 @@ def implementation_of(module: nn.Module) -> str | None:
 
 def settings_of(config: object) -> dict[str, Any]:
     """Return what a config itself holds, not by its own lookup, which takes longer than a token's attention."""
+    if torch.compiler.is_compiling():  # where the short way is unknown, and nothing is looked up twice
+        return vars(config)
     own: dict[str, Any] = object.__getattribute__(config, "__dict__")
     return own
 
