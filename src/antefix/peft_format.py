@@ -28,6 +28,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 PEFT_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 _FLAT = "prompt_embeddings"
+_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
@@ -100,6 +101,8 @@ def write_peft(
         "modules_to_save": sorted({name.partition(":")[0] for name in prefix.modules}) or None,
         **vars(layout),
     }
+    if config["task_type"] not in _TASK_TYPES:
+        raise ConfigError(f"task_type is {config['task_type']!r}; PEFT has {', '.join(_TASK_TYPES)}.")
     if config["task_type"] in _WITH_HEAD and not prefix.modules:
         raise ConfigError(
             f"PEFT loads a checkpoint of task_type='{config['task_type']}' only with a trained head, and this prefix "

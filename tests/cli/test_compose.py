@@ -59,6 +59,17 @@ def test_bad_input(options: list[object], message: str, files: list[Path], tmp_p
     assert not output.exists()
 
 
+def test_only_a_prefix_is_replaced(files: list[Path], tmp_path: Path, invoke: Invoke) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"a": 1}\n')
+    finished = invoke("compose", *files, "--output", data)
+    assert finished.exit_code == 1
+    assert "holds no prefix, so it is not replaced" in finished.stderr
+    assert data.read_text() == '{"a": 1}\n'
+    assert invoke("compose", *files, "--output", files[0]).exit_code == 0
+    assert antefix.load_prefix(files[0]).num_virtual_tokens == 6
+
+
 def test_files_that_were_changed_since_they_were_saved_are_refused(
     files: list[Path], tmp_path: Path, invoke: Invoke
 ) -> None:

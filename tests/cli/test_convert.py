@@ -100,3 +100,29 @@ def test_plain_errors(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Pat
     result = invoke("convert", "--prefix", tmp_path / "peft", "--output", tmp_path / "empty", "--model", model)
     assert result.exit_code == 1
     assert "is a folder" in result.stderr
+
+
+def test_only_a_prefix_or_a_checkpoint_is_replaced(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path) -> None:
+    antefix.save_prefix(prefix, tmp_path / "p.safetensors")
+    data, folder = tmp_path / "data.jsonl", tmp_path / "folder"
+    data.write_text("{}")
+    folder.mkdir()
+    (folder / "data.arrow").write_text("rows")
+    mixed = invoke("convert", "--prefix", tmp_path / "p.safetensors", "--output", folder, "--model", model)
+    assert (mixed.exit_code, [path.name for path in folder.iterdir()]) == (1, ["data.arrow"])
+    assert "holds other things than a checkpoint of PEFT" in mixed.stderr
+    arguments = ("--output", tmp_path / "peft", "--model", model)
+    for _ in range(2):  # its own kind is replaced
+        assert invoke("convert", "--prefix", tmp_path / "p.safetensors", *arguments).exit_code == 0
+    lost = invoke("convert", "--prefix", tmp_path / "peft", "--output", data, "--model", model)
+    assert (lost.exit_code, data.read_text()) == (1, "{}")
+    assert "holds no prefix, so it is not replaced" in lost.stderr
+
+
+def test_a_task_that_peft_does_not_know(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path) -> None:
+    antefix.save_prefix(prefix, tmp_path / "p.safetensors")
+    arguments = ("--output", tmp_path / "peft", "--model", model, "--task-type", "CAUSAL")
+    refused = invoke("convert", "--prefix", tmp_path / "p.safetensors", *arguments)
+    assert refused.exit_code == 1
+    assert "task_type is 'CAUSAL'; PEFT has CAUSAL_LM, SEQ_2_SEQ_LM" in refused.stderr
+    assert not (tmp_path / "peft").exists()

@@ -107,7 +107,7 @@ def test_labels_are_scored(invoke: Invoke, tmp_path: Path) -> None:
     assert found["out"] == pytest.approx(metrics["after"], rel=1e-5)
     assert found["out"]["macro_f1"] > found["base"]["macro_f1"] + 0.4
     other = invoke("evaluate", "--data", data, "--prefix", out / "prefix.safetensors", "--answer", "{text}")
-    assert "the label 'sea 0' of 'sea 0' is none of those trained, which are 'a', 'b', 'c'" in other.stderr
+    assert "the label 'sea 0' of 'sea 0' is none of the 3 trained, 'a', 'b', 'c'; leave" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,25 @@ def test_bad_input_gets_one_sentence(
     assert re.search(f"^error: .*{sentence}", result.stderr), result.stderr
     assert result.stderr.strip().count("\n") == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_the_work(
+    invoke: Invoke, prefixes: dict[str, Path], data: Path
+) -> None:
+    asked = ("--data", data, "--prefix", prefixes["headline"], "--output", prefixes["letter"])
+    result = invoke("evaluate", *asked)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is a file; name a folder" in result.stderr
+
+
+def test_systems_can_be_told_apart_on_a_narrow_screen(
+    invoke: Invoke, prefixes: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    asked = [part for name in ("headline", "letter") for part in ("--prefix", prefixes[name])]
+    result = invoke("evaluate", "--data", data, *asked, "--metrics", "loss", "--num-examples", 4)
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.stdout
 
 
 def test_several_references_of_restaurants(invoke: Invoke, shared: Path, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_sampling_is_seeded(invoke: Invoke) -> None:
         ([], "give either --prompt or --file"),
         (["--prompt", "x", "--temperature", "1e-40"], "temperature is 1e-40; it must be 0 or at least 0.01"),
         (["--file", "missing.txt"], "missing.txt' cannot be read"),
+        (["--file", "rows.tsv"], r"--file is 'rows.tsv'; it must be prompts line by line in .txt"),
         (["--file", "{rows}"], "need --template"),
         (["--file", "{rows}", "--template", "{nothing}"], "names the field 'nothing'"),
     ],

@@ -74,6 +74,24 @@ def test_flags_of_the_prefix_reach_it(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_text_to_start_from_may_have_line_breaks(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    flags = ("--output", tmp_path / "out", "--init-text", r"to a letter:\n")
+    assert invoke("train", *FAST, "--data", data, *flags).exit_code == 0
+    recipe = antefix.load_prefix(tmp_path / "out" / "prefix.safetensors").metadata["training"]
+    assert recipe["prefix"]["init_text"] == "to a letter:\n"
+
+
+def test_a_prefix_that_is_worse_than_none_is_announced(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    warning = "warning: the prefix is worse than none; lower the learning rate, or train longer."
+    for rate, epochs, is_worse in ((1e4, 1, True), (0.1, 12, False)):
+        out = tmp_path / str(rate)
+        flags = ("--data", data, "--output", out, "--learning-rate", rate, "--epochs", epochs)
+        result = invoke("train", *FAST, *flags)
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert (metrics["after"]["loss"] > metrics["before"]["loss"]) == is_worse
+        assert (warning in " ".join(result.stderr.split())) == is_worse
+
+
 @pytest.mark.parametrize("reparameterization", ["none", "mlp"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_ways_to_train(data: Path, tmp_path: Path, reparameterization: str, checkpointing: bool) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 import antefix
 from antefix.embedded import model_path
 from antefix.errors import DataError
+from antefix.training import prepare
 from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
@@ -111,13 +112,19 @@ def test_labels_are_sorted_as_what_they_are() -> None:
     assert labels_of([Example("", name) for name in ("spam", "10", "ham")]) == ["10", "ham", "spam"]
 
 
+def test_a_label_of_one_example_is_trained() -> None:
+    trained, held_out = ([Example("", label) for label in labels] for labels in (["a", "b", "a"], ["b", "c", "a"]))
+    kept = prepare._with_every_label(trained, held_out)
+    assert [[example.answer for example in part] for part in kept] == [["a", "b", "a", "c"], ["b", "a"]]
+
+
 def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:
     source = save(tmp_path, "BertModel")
     with pytest.raises(DataError, match="needs two labels or more; all examples have 'a'"):
         Classification.load(source, ["a"])
     task = Classification.load(source, ["a", "b"])
     with pytest.raises(
-        DataError, match=r"the label 'c' of 'Bread and more bread' is none of those trained, .* 'a', 'b'"
+        DataError, match=r"the label 'c' of 'Bread and more bread' is none of the 2 trained, 'a', 'b'; leave"
     ):
         task.encoder.tokenize(EXAMPLES[2])
     bank = task.attach()

@@ -57,7 +57,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         folder(tmp_path).check(resume=True)
     folder(tmp_path, seed=1).begin()
     folder(tmp_path, seed=1, output="elsewhere").check(resume=True)
-    with pytest.raises(ConfigError, match="begun with another seed; resume it with the same"):
+    with pytest.raises(ConfigError, match="begun with another seed; resume it with the same, remove"):
         folder(tmp_path, seed=2).check(resume=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="another number of processes"):
@@ -69,15 +69,23 @@ def test_another_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_interrupted_run_is_not_begun_anew_by_accident(tmp_path: Path) -> None:
-    """With other settings it is, and what belongs to neither run stays."""
+    """Nor with other settings, which would take its checkpoints away; what belongs to no run stays."""
     folder(tmp_path).begin()
     folder(tmp_path).check(resume=False)
     checkpoint, own = (write_checkpoint(tmp_path, name) for name in ("checkpoint-9", "checkpoint-best-100"))
     with pytest.raises(ConfigError, match="holds this very run, interrupted after 'checkpoint-9'; go on by --resume"):
         folder(tmp_path).check(resume=False)
+    with pytest.raises(ConfigError, match="holds another run, interrupted after 'checkpoint-9'; remove the folder"):
+        folder(tmp_path, seed=1).check(resume=False)
+    assert checkpoint.exists()
+    folder(tmp_path).end()
     folder(tmp_path, seed=1).check(resume=False)
     folder(tmp_path, seed=1).begin()
     assert (checkpoint.exists(), own.exists()) == (False, True)
-    write_checkpoint(tmp_path, "checkpoint-9")
-    folder(tmp_path, seed=1).end()
-    folder(tmp_path, seed=1).check(resume=False)
+
+
+def test_a_folder_cannot_lie_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for below in ("file/run", "file/run/deeper"):
+        with pytest.raises(ConfigError, match=r"but '.*/file' is a file; name a folder"):
+            folder(tmp_path / below).check(resume=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from antefix.cli.outputs import check_replaceable_file
 from antefix.composition import average, concat
 from antefix.errors import ConfigError
 from antefix.storage import save_prefix, verify_prefix
@@ -28,6 +29,7 @@ def compose(
     """Make a prefix from others: one after another, averaged, or a part of it."""
     if weight and not averaged:
         raise ConfigError("--weight is for --average; one after another, prefixes have no weights.")
+    check_replaceable_file(output)
     part = _part(tokens) if tokens is not None else None
     loaded = [verify_prefix(path) for path in prefixes]
     made = average(loaded, weight or None) if averaged else concat(loaded)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from antefix.cli.outputs import check_replaceable_file, check_replaceable_folder
 from antefix.errors import ConfigError
 from antefix.meta import shapes_only
 from antefix.peft_format import read_peft, write_peft
@@ -33,8 +34,10 @@ def convert(
     if from_peft and output.is_dir():
         raise ConfigError(f"'{output}' is a folder; a prefix is written into a file.")
     if from_peft:
+        check_replaceable_file(output)
         save_prefix(read_peft(prefix, shapes_only(model)), output)
     else:
+        check_replaceable_folder(output)
         loaded = verify_prefix(prefix)
         write_peft(loaded, output, shapes_only(model), base_model=base_model, task_type=task_type)
     typer.echo(str(output))

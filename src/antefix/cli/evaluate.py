@@ -14,6 +14,7 @@ from antefix.errors import ConfigError
 from antefix.training import report
 from antefix.training.bootstrap import PairedBootstrap
 from antefix.training.evaluation import evaluate_recipe
+from antefix.training.settings import check_folder
 from antefix.training.systems import System, read_prefixes, read_texts, recipe_for
 from antefix.training.templates import unescape
 
@@ -55,6 +56,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score the base model, prefixes and texts in context on the same examples, and compare each with the first."""
+    if output is not None:
+        check_folder(output)
     prefixes = read_prefixes(prefix or [])
     given = {
         "model": model,
@@ -91,7 +94,7 @@ def _print(table: report.Table, caption: str, console: Console) -> None:
     heading, rows = table
     printed = Table(title=f"\n{caption}", title_justify="left")
     for column in heading:
-        printed.add_column(column, justify="left" if column in ("metric", "system") else "right")
+        printed.add_column(column, justify="left" if column in ("metric", "system") else "right", overflow="fold")
     for row in rows:
         printed.add_row(*map(Text, row))
     console.print(printed)

@@ -116,6 +116,8 @@ def _read_prompts(prompt: str | None, file: Path | None, template: object, chats
             raise ConfigError(f"the rows of '{file}' need --template or --messages to become prompts.")
         parsed = Template(template)
         return [parsed.fill(row, where) for where, row in rows]
+    if file is not None and file.suffix != ".txt":
+        raise ConfigError(f"--file is '{file}'; it must be prompts line by line in .txt, or .jsonl, .csv or .parquet.")
     prompts = [unescape(prompt)] if prompt is not None else _read_lines(cast(Path, file))
     return prompts if chats is None else [chats.ask(text) for text in prompts]
 

@@ -19,6 +19,7 @@ from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
 from antefix.prefix import Prefix
 from antefix.training.report import Table as Content
+from antefix.training.settings import check_folder
 from antefix.training.systems import read_prefixes, recipe_for
 from antefix.training.templates import unescape
 
@@ -66,6 +67,8 @@ def inspect(
     }
     if data is None and any(given.values()):
         raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
+    if output is not None:
+        check_folder(output)
     matrix = _show_contents(found, prefixes)
     inspections = {
         name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)

@@ -93,9 +93,9 @@ def train(
 ) -> None:
     """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
     settings = {name: value for name, value in context.params.items() if name not in ("recipe", "resume")}
+    for written in ("prompt", "answer", "init_text"):
+        settings[written] = unescape(settings[written]) if settings[written] else None
     settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS} | {"sites": sites or None}
-    for template in ("prompt", "answer"):
-        settings[template] = unescape(settings[template]) if settings[template] else None
     console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
     result = train_reporting_interrupts(chosen, console, resume)
@@ -124,6 +124,9 @@ def print_result(result: TrainingResult, console: Console) -> None:
     for name, before in result.metrics["before"].items():
         table.add_row(title(name), show(name, before), show(name, result.metrics["after"][name]))
     console.print(table)
+    if result.metrics["after"]["loss"] > result.metrics["before"]["loss"]:
+        warning = "warning: the prefix is worse than none; lower the learning rate, or train longer."
+        console.print(warning, style="yellow", soft_wrap=True)
     for path in (result.prefix_path, result.metrics_path, result.curve_path):
         if path is not None:
             console.print(f"  {path}", highlight=False, soft_wrap=True)

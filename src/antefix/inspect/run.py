@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
+from transformers import set_seed
 
 from antefix.bank import PrefixBank
 from antefix.config import PrefixConfig
@@ -56,6 +57,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
     labels = labels_told({WHOLE: prefix})
     if recipe.task == "classification" and labels is None:
         raise ConfigError("the prefix does not tell which labels it was trained to choose from, so it cannot choose.")
+    set_seed(recipe.seed)  # a checkpoint without a head gets one at random
     task = load_task(recipe, (), labels)
     task.model.set_attn_implementation("eager")
     bank = task.attach()

@@ -23,6 +23,9 @@ from antefix.training.room import Room
 from antefix.training.task import Measured
 from antefix.training.tokens import Part, Tokens, cut_end, pad_inputs, padding_id
 
+_MOST_NAMED = 20
+"""How many labels an error names."""
+
 
 @dataclass(frozen=True)
 class LabelTokenizer:
@@ -34,9 +37,10 @@ class LabelTokenizer:
     def tokenize(self, example: Example) -> Tokens:
         """Return the ids of the text, and that of its label; raises `DataError` for a label that is not known."""
         if example.answer not in self.labels:
+            first = ", ".join([*map(repr, self.labels[:_MOST_NAMED]), *(["..."] if self.labels[_MOST_NAMED:] else [])])
             raise DataError(
-                f"the label {example.answer!r} of {example.prompt[:60]!r} is none of those trained, which are "
-                f"{', '.join(map(repr, self.labels))}."
+                f"the label {example.answer!r} of {example.prompt[:60]!r} is none of the {len(self.labels)} trained, "
+                f"{first}; leave such examples out, or train with some."
             )
         return Tokens(list(self.tokenizer(example.prompt)["input_ids"]), [self.labels.index(example.answer)])
 

@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from antefix.bank import PrefixBank
 from antefix.errors import DataError
-from antefix.training.examples import examples_of
+from antefix.training.examples import Example, examples_of
 from antefix.training.lengths import check_length, cut_all, spreads
 from antefix.training.load import load_task, wording_of
 from antefix.training.metrics import LABEL_METRICS
@@ -43,6 +43,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     """Read, load and check everything a recipe names; raises `AntefixError` for whatever does not fit."""
     wording = wording_of(recipe)
     examples = [examples_of(rows, wording) for rows in _read(recipe)]
+    if recipe.task == "classification" and recipe.eval_data is recipe.eval_split is None:
+        examples = _with_every_label(*examples)
     set_seed(recipe.seed)
     task = load_task(recipe, examples[0])
     parts = [Part.encoded(part, task.encoder) for part in examples]
@@ -84,6 +86,13 @@ def _read(recipe: Recipe) -> tuple[list[Row], list[Row]]:
     taken = set(random.Random(recipe.seed).sample(range(len(rows)), number))  # data may have a period of its own
     held_out = [row for place, row in enumerate(rows) if place in taken]
     return [row for place, row in enumerate(rows) if place not in taken], held_out
+
+
+def _with_every_label(trained: list[Example], held_out: list[Example]) -> list[list[Example]]:
+    """Train on those held-out examples, too, whose label no other has; all labels are to be learned."""
+    known = {example.answer for example in trained}
+    moved = [example for example in held_out if example.answer not in known]
+    return [trained + moved, [example for example in held_out if example.answer in known]]
 
 
 def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from antefix.errors import ConfigError
 from antefix.storage import write_atomically
 from antefix.training.checkpoint import TRAINED_NAME
+from antefix.training.settings import check_folder
 
 SETTINGS_NAME = "settings.json"
 
@@ -49,23 +50,28 @@ class RunFolder:
         return self._kept_in.exists()
 
     def check(self, resume: bool) -> None:
-        """Raise `ConfigError` where the folder is a file, holds no such run to resume, or one that waits for it."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"output is '{self.path}', which is a file; name a folder.")
+        """Raise `ConfigError` where the folder cannot be one, holds no such run to resume, or one that waits for it."""
+        check_folder(self.path)
         if not resume:
-            if self.is_begun and self.checkpoint and not self._differences():
+            if self.is_begun and self.checkpoint and self._differences():
+                raise ConfigError(
+                    f"'{self.path}' holds another run, interrupted after '{self.checkpoint.name}'; remove the folder, "
+                    "or name another."
+                )
+            if self.is_begun and self.checkpoint:
                 raise ConfigError(
                     f"'{self.path}' holds this very run, interrupted after '{self.checkpoint.name}'; go on by "
-                    "--resume, or name another folder."
+                    "--resume, remove the folder, or name another."
                 )
             return
         if different := self._differences():
             raise ConfigError(
-                f"the run in '{self.path}' was begun with another {', '.join(different)}; resume it with the same."
+                f"the run in '{self.path}' was begun with another {', '.join(different)}; resume it with the same, "
+                "remove the folder, or name another."
             )
 
     def begin(self) -> None:
-        """Write down the settings, and drop the checkpoints of a run before, which are not to be resumed from."""
+        """Write down the settings, and drop the checkpoints of a finished run, which are not to be resumed from."""
         for checkpoint in self._checkpoints:
             shutil.rmtree(checkpoint)
         write_atomically(self._kept_in, json.dumps(self._settings, indent=2).encode())

@@ -29,6 +29,17 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     return settings
 
 
+def check_folder(path: Path) -> None:
+    """Raise `ConfigError` where a path cannot be a folder to write into, because there is a file on its way."""
+    nearest = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if path.is_file():
+        raise ConfigError(f"output is '{path}', which is a file; name a folder.")
+    if not nearest.is_dir():
+        raise ConfigError(f"output is '{path}', but '{nearest}' is a file; name a folder.")
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"output is '{path}', but '{nearest}' may not be written into; name another folder.")
+
+
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with those that are given, not None, in their place; `prefix` is taken setting by setting."""
     prefix = settings.get("prefix") or {}

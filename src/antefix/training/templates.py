@@ -46,6 +46,9 @@ class Template:
                 )
             if fields[name] is None:
                 raise DataError(f"the field '{name}' of {where} is null; leave such examples out.")
+            if isinstance(fields[name], (list, dict)) or fields[name] != fields[name]:
+                kind = type(fields[name]).__name__ if fields[name] == fields[name] else "not a number"
+                raise DataError(f"the field '{name}' of {where} is {kind}; a template takes text and numbers.")
         return checked_text(self.text.format(**{name: fields[name] for name in self.fields}), where)
 
 

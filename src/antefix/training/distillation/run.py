@@ -49,7 +49,9 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     folder = Path(settings.output)
     kept = RunFolder(settings.output, settings.as_dict(), ("document", "data", "eval_data"))
     if kept.is_begun and not resume:
-        raise ConfigError(f"'{folder}' holds a distillation already; go on by --resume, or name another folder.")
+        raise ConfigError(
+            f"'{folder}' holds a distillation already; go on by --resume, remove the folder, or name another."
+        )
     kept.check(resume)
     classroom = prepare(settings)
     if not resume:
