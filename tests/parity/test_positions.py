@@ -10,11 +10,12 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
+from transformers.models.inkling.modeling_inkling import InklingTextConfig, InklingTextModel
 from transformers.models.kosmos2.configuration_kosmos2 import Kosmos2TextConfig
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextModel
 
 import antefix
-from antefix.initialize import token_prefix
+from antefix.initialize import random_prefix, token_prefix
 from tests.parity.compare import assert_close, assert_far, logits
 from tests.parity.families import FAMILIES, SMALL, VOCAB_SIZE, draw_ids
 
@@ -82,3 +83,13 @@ def test_a_mask_as_long_as_a_static_cache(selection: Any) -> None:
             mask[:, start:stop] = 1
             step = logits(model, input_ids=ROWS[:, start:stop], attention_mask=mask, past_key_values=cache)
             assert_close(step, whole[:, start:stop])
+
+
+def test_a_bias_by_distance_that_nobody_can_tell_of_a_prefix_is_refused() -> None:
+    model = InklingTextModel(InklingTextConfig(**SMALL, num_key_value_heads=2)).eval()
+    bank = antefix.attach(model)
+    bank.add("p", random_prefix(bank.sites, 5))
+    with bank.use("p"), pytest.raises(antefix.UnsupportedModelError, match="adds a bias by distance that antefix"):
+        model(input_ids=ROWS)
+    with bank.use(None):
+        logits(model, input_ids=ROWS)
