@@ -146,6 +146,22 @@ def test_what_selects_nothing_is_refused(selection: object) -> None:
         bank.add("a", "file.safetensors")
 
 
+def test_a_list_in_use_is_the_banks_own() -> None:
+    bank = antefix.attach(model := build_model("llama"))
+    for name in ("a", "b"):
+        bank.add(name, random_prefix(bank.sites, 3))
+    names: list[str | None] = ["a", None]
+    bank.activate(names)
+    before = run(model)
+    names[0] = "b"
+    assert torch.equal(run(model), before)
+    with bank.use(names):
+        other = run(model)
+        names[:] = ["unknown"]
+        assert torch.equal(run(model), other)
+    assert not torch.equal(other, before)
+
+
 def test_what_is_no_transformers_model_is_refused() -> None:
     with pytest.raises(antefix.UnsupportedModelError, match="Linear is no Transformers model"):
         antefix.attach(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
