@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -16,8 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from antefix.embedded import model_path
-from antefix.errors import ConfigError
+from antefix.sources import reporting_failure, source_of
 
 
 def shapes_only(name: str) -> PreTrainedModel:
@@ -27,15 +25,13 @@ def shapes_only(name: str) -> PreTrainedModel:
     there, too. `name` is a hub name, a folder, a config.json, or 'embedded'. Raises `ConfigError` where it cannot be
     loaded.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(model_path()) if name == "embedded" else name)
+    with reporting_failure("configuration", name):
+        config = AutoConfig.from_pretrained(source_of(name))
         _rotate_by_one_rule(config)
         auto: Any = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMaskedLM
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ConfigError(f"the configuration '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     model.config.get_text_config(decoder=True).pad_token_id = None
     model.eval()
     return model

@@ -89,7 +89,7 @@ def test_plain_errors(invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Pat
         ("text", "out", model, "not an intact safetensors file"),
         ("empty", "out", model, "no folder of a PEFT checkpoint"),
         ("p.safetensors", "text", model, "is a file"),
-        ("p.safetensors", "out", tmp_path / "nomodel", "cannot be loaded"),
+        ("p.safetensors", "out", tmp_path / "nomodel", "cannot be loaded: there is nothing at this path"),
     ]
     for source, target, base, message in cases:
         result = invoke("convert", "--prefix", tmp_path / source, "--output", tmp_path / target, "--model", base)

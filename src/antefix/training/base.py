@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,8 +15,8 @@ from transformers import (
 )
 
 from antefix.bank import PrefixBank, attach
-from antefix.embedded import model_path
-from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.errors import UnsupportedModelError
+from antefix.sources import reporting_failure, source_of
 from antefix.training.launch import local_rank
 from antefix.training.tokens import ExampleTokenizer
 
@@ -49,11 +45,6 @@ def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def source_of(name: str) -> str:
-    """Return what `from_pretrained` takes for a name."""
-    return str(model_path()) if name == "embedded" else name
-
-
 def named(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """Return a model that is known by the name it was asked for, not by the place where it was found."""
     cast(Any, model.config)._name_or_path = name
@@ -70,15 +61,6 @@ def on_device(model: PreTrainedModel) -> PreTrainedModel:
     cast(Any, model).to(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
     model.eval()
     return model
-
-
-@contextmanager
-def reporting_failure(kind: str, name: str) -> Iterator[None]:
-    """Raise `ConfigError`, one sentence, for whatever loading a model or tokenizer raises."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise ConfigError(f"the {kind} '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def attach_writer(model: PreTrainedModel) -> PrefixBank:

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from antefix.bank import PrefixBank, attach
 from antefix.config import PrefixConfig
 from antefix.errors import DataError
-from antefix.training.base import load_tokenizer, named, on_device, placement, reporting_failure, source_of
+from antefix.sources import reporting_failure, source_of
+from antefix.training.base import load_tokenizer, named, on_device, placement
 from antefix.training.examples import Example
 from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
 from antefix.training.mixed import MixedBatches

@@ -6,8 +6,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from antefix.embedded import model_path
 from antefix.errors import ConfigError
+from antefix.sources import source_of
 from antefix.vllm.settings import engine_args
 
 _ANY_NAME = "VLLM_SKIP_MODEL_NAME_VALIDATION"
@@ -25,7 +25,7 @@ def server_arguments(base: str, max_resident_prefixes: int, passed_on: Sequence[
         raise ConfigError(f"{_ANY_NAME} is set, and would let the bare base answer for a name that is no prefix.")
     (transfer,) = engine_args(max_resident_prefixes).values()
     named = [] if base != "embedded" or "--served-model-name" in given else ["--served-model-name", base]
-    source = str(model_path()) if base == "embedded" else base
+    source = source_of(base)
     middleware = ["--middleware", "antefix.vllm.middleware.PrefixMiddleware"]
     return [source, *named, *passed_on, *middleware, "--kv-transfer-config", json.dumps(transfer)]
 
