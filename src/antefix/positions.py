@@ -132,7 +132,7 @@ class StackPositions:
 def _counts_from_ids(module: nn.Module) -> bool:
     """Return whether Transformers gives this module, or the file that it stands in, a function for that."""
     name = "create_position_ids_from_input_ids"
-    return hasattr(module, name) or hasattr(sys.modules[type(module).__module__], name)
+    return hasattr(module, name) or hasattr(sys.modules.get(type(module).__module__), name)
 
 
 def _takes(module: nn.Module | None, name: str) -> bool:
