@@ -111,7 +111,7 @@ def test_rows_keep_the_prefix_of_their_system_and_their_place() -> None:
 
     found = MixedBatches(bank, [None, "a"], batch_size=3).run([["ccc", "a"], ["bb", "dddd"]], length=len, compute=shout)
     assert found == [["CCC", "A"], ["BB", "DDDD"]]
-    assert used == [["a", None, "a"], [None]], "the longest first"
+    assert used == [("a", None, "a"), (None,)], "the longest first"
 
 
 def test_loss_alone_writes_nothing_and_needs_no_room_to_write() -> None:
