@@ -14,7 +14,7 @@ def test_a_null_field_is_named() -> None:
         Template("{us}").fill({"us": None}, "line 3")
 
 
-@pytest.mark.parametrize(("value", "kind"), [([1], "list"), ({"a": 1}, "dict"), (float("nan"), "not a number")])
+@pytest.mark.parametrize(("value", "kind"), [([1], "a list"), ({"a": 1}, "an object"), (float("nan"), "not a number")])
 def test_what_is_neither_text_nor_a_number_is_named(value: object, kind: str) -> None:
     with pytest.raises(DataError, match=f"field 'us' of line 3 is {kind}; a template takes text and numbers"):
         Template("{us}").fill({"us": value}, "line 3")

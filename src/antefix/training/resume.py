@@ -53,15 +53,15 @@ class RunFolder:
         """Raise `ConfigError` where the folder cannot be one, holds no such run to resume, or one that waits for it."""
         check_folder(self.path)
         if not resume:
-            if self.is_begun and self.checkpoint and self._differences():
+            if self.is_begun and (checkpoint := self.checkpoint):
+                if self._differences():
+                    raise ConfigError(
+                        f"'{self.path}' holds another run, interrupted after '{checkpoint.name}'; remove the folder, "
+                        "or name another."
+                    )
                 raise ConfigError(
-                    f"'{self.path}' holds another run, interrupted after '{self.checkpoint.name}'; remove the folder, "
-                    "or name another."
-                )
-            if self.is_begun and self.checkpoint:
-                raise ConfigError(
-                    f"'{self.path}' holds this very run, interrupted after '{self.checkpoint.name}'; go on by "
-                    "--resume, remove the folder, or name another."
+                    f"'{self.path}' holds this very run, interrupted after '{checkpoint.name}'; go on by --resume, "
+                    "remove the folder, or name another."
                 )
             return
         if different := self._differences():

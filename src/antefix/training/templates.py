@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from dataclasses import dataclass
@@ -46,10 +47,16 @@ class Template:
                 )
             if fields[name] is None:
                 raise DataError(f"the field '{name}' of {where} is null; leave such examples out.")
-            if isinstance(fields[name], (list, dict)) or fields[name] != fields[name]:
-                kind = type(fields[name]).__name__ if fields[name] == fields[name] else "not a number"
+            if (kind := _unwritable(fields[name])) is not None:
                 raise DataError(f"the field '{name}' of {where} is {kind}; a template takes text and numbers.")
         return checked_text(self.text.format(**{name: fields[name] for name in self.fields}), where)
+
+
+def _unwritable(value: object) -> str | None:
+    """Return what a value is that would be written as Python shows it; None for text and numbers."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return "not a number" if isinstance(value, float) and math.isnan(value) else None
 
 
 @dataclass(frozen=True)
