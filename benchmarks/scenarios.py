@@ -68,15 +68,15 @@ def generation(batch: int, num_virtual_tokens: int, num_new: int = 32) -> Calls:
 
 
 def mixed_batch(num_prefixes: int, num_virtual_tokens: int, num_new: int = 32, rows: int | None = None) -> Calls:
-    """One request for each of many prefixes: a call each for PEFT, one batch for antefix."""
+    """Answer requests for many prefixes: a batch for each prefix with PEFT, one batch of all with antefix."""
     peers = build(num_virtual_tokens, num_prefixes)
     names = [f"p{number % num_prefixes}" for number in range(rows or num_prefixes)]
     ids = draw_ids(len(names), PROMPT)
 
     def theirs() -> None:
-        for row, name in enumerate(names):
-            peers.peft.set_adapter(name)
-            _generate(peers.peft, ids[row : row + 1], num_new)
+        for number in range(num_prefixes):
+            peers.peft.set_adapter(f"p{number}")
+            _generate(peers.peft, ids[number::num_prefixes], num_new)
 
     def ours() -> None:
         with peers.bank.use(names):

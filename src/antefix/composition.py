@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +21,22 @@ from antefix.prefix import Prefix
 def concat(prefixes: Sequence[Prefix]) -> Prefix:
     """Put prefixes of one base model one after another into one; metadata and modules of the first are kept.
 
+    What was put together stands in the metadata as `composition`.
+
     Cartridges (Eyuboglu et al. 2025, arXiv 2506.06266) of two documents put together so answer questions of both.
     Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
     """
-    return _combined(prefixes, lambda tensors: torch.cat(list(tensors), dim=1), prefixes[0].modules if prefixes else {})
+    modules = prefixes[0].modules if prefixes else {}
+    made = {"kind": "concat", "num_virtual_tokens": [prefix.num_virtual_tokens for prefix in prefixes]}
+    return _combined(prefixes, lambda tensors: torch.cat(list(tensors), dim=1), modules, made)
 
 
 def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) -> Prefix:
     """Average keys, values and modules token by token, such as of several seeds or checkpoints of one training.
 
-    `weights`, one for each, are scaled to add up to 1. Metadata of the first is kept. Raises `ConfigError` for weights
-    that cannot be, and `PrefixMismatchError` where sites, lengths or modules differ.
+    `weights`, one for each, are scaled to add up to 1. Metadata of the first is kept, with the weights as
+    `composition`. Raises `ConfigError` for weights that cannot be, and `PrefixMismatchError` where sites, lengths or
+    modules differ.
     """
     shares = _shares(prefixes, weights)
     for other in prefixes[1:]:
@@ -51,11 +57,14 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
         return total.to(tensors[0].dtype)
 
     modules = {name: mean([prefix.modules[name] for prefix in prefixes]) for name in prefixes[0].modules}
-    return _combined(prefixes, mean, modules)
+    return _combined(prefixes, mean, modules, {"kind": "average", "weights": shares})
 
 
 def _combined(
-    prefixes: Sequence[Prefix], combine: Callable[[Sequence[Tensor]], Tensor], modules: Mapping[str, Tensor]
+    prefixes: Sequence[Prefix],
+    combine: Callable[[Sequence[Tensor]], Tensor],
+    modules: Mapping[str, Tensor],
+    composition: Mapping[str, Any],
 ) -> Prefix:
     if not prefixes:
         raise ConfigError("there are no prefixes to put together; give at least one.")
@@ -68,7 +77,7 @@ def _combined(
         sites=first.sites,
         keys={path: combine([prefix.keys[path] for prefix in prefixes]) for path in first.keys},
         values={path: combine([prefix.values[path] for prefix in prefixes]) for path in first.values},
-        metadata=first.metadata,
+        metadata={**first.metadata, "composition": composition} if len(prefixes) > 1 else first.metadata,
         modules=modules,
     )
 

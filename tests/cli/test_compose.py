@@ -39,6 +39,8 @@ def test_compose(options: list[object], expected, files: list[Path], tmp_path: P
     first, second, made = (antefix.load_prefix(path).keys["a"] for path in (*files, output))
     torch.testing.assert_close(made, expected(first, second))
     assert f"{made.shape[1]} virtual tokens" in finished.output
+    kind = "average, weights=[" if "--average" in options else "concat, num_virtual_tokens=[3, 3]"
+    assert f"kind={kind}" in " ".join(invoke("inspect", output).output.split())
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,12 @@ def test_every_kind_of_model_and_task(kind: str, invoke: Invoke, tmp_path: Path)
     kinds = {site.kind for site in antefix.load_prefix(out / "prefix.safetensors").sites}
     assert kinds == ({"encoder"} if kind == "BertModel" else {"encoder", "decoder", "cross"})
     assert all(sum(head) > 0 for shares in found["attention"].values() for head in shares)
+    evaluated = invoke("evaluate", "--prefix", out / "prefix.safetensors", "--data", data, "--output", tmp_path / "all")
+    assert evaluated.exit_code == 0, evaluated.output
+    systems = json.loads((tmp_path / "all" / "evaluation.json").read_text())["systems"]
+    told = {name: figures["loss"] for name, figures in systems.items()}
+    expected = {"base": found["losses"]["bare base"], "out": found["losses"]["prefix"]}
+    assert told == pytest.approx(expected, abs=1e-6), "a head that the checkpoint has not is drawn alike"
 
 
 def test_prefixes_are_compared(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:

@@ -29,6 +29,16 @@ def test_concat_joins_tokens() -> None:
     assert all(torch.equal(again.keys[path], key) for path, key in both.keys.items())
 
 
+def test_the_result_tells_what_it_was_made_of() -> None:
+    first, second = (replace(random_prefix(SITES, 3), metadata={"training": {"data": name}}) for name in "ab")
+    assert antefix.concat([first, second[:2]]).metadata == {
+        **first.metadata, "composition": {"kind": "concat", "num_virtual_tokens": [3, 2]},
+    }  # fmt: skip
+    mean = antefix.average([first, second], weights=[3, 1])
+    assert mean.metadata["composition"] == {"kind": "average", "weights": [0.75, 0.25]}
+    assert antefix.concat([first]).metadata == antefix.average([second])[:1].metadata | first.metadata == first.metadata
+
+
 def test_average_of_each_token() -> None:
     first, second = (with_head(random_prefix(SITES, 3), value) for value in (1.0, 5.0))
     mean = antefix.average([first, second], weights=[3, 1])

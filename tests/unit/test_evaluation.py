@@ -129,6 +129,17 @@ def test_loss_alone_writes_nothing_and_needs_no_room_to_write() -> None:
         evaluate(task, bank, [System("x"), System("x")], ROWS, WORDING)
 
 
+def test_nothing_is_compared_by_a_single_prompt() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    model = build_model("llama")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, False), max_new_tokens=3)
+    bank, systems, metrics = task.attach(), [System("base"), System("text", text="The sea. ")], ["loss", "exact_match"]
+    for numbers, compared in (([0], []), ([0, 2], []), ([0, 1], ["text"])):  # 2 is another answer to the prompt of 0
+        found = evaluate(task, bank, systems, [ROWS[number] for number in numbers], WORDING, metrics)
+        assert list(found.comparisons) == compared
+
+
 def test_labels_of_several_prefixes_in_one_batch(tmp_path: Path) -> None:
     task = Classification.load(save(tmp_path, "BertForMaskedLM"), ["x", "y", "z"])
     rows = [(f"line {n}", {"q": text, "a": "xyz"[n % 3]}) for n, text in enumerate(["sea", "a boat", "bread"] * 4)]

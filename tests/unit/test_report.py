@@ -49,7 +49,8 @@ def test_markdown_keeps_its_columns() -> None:
     text = as_markdown(FOUND)
     assert text.startswith("3 examples, 2 distinct prompts.\n\n| metric | base | x\\|y |\n| --- | --- | --- |\n| loss")
     assert "\n\n| system | metric |" in text
-    alone = Evaluation({"base": FOUND.measured["base"]}, {}, 3, FOUND.prompts, FOUND.references)
+    alone = Evaluation({"base": FOUND.measured["base"]}, {}, 1, FOUND.prompts[:1], FOUND.references)
+    assert as_markdown(alone).startswith("1 example, 1 distinct prompt.\n")
     assert "difference" not in as_markdown(alone)
 
 

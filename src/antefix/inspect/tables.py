@@ -14,6 +14,12 @@ from antefix.sites import Site
 from antefix.training.report import Table
 
 MOST_TOKENS = 12
+_RUN = ("learning_rate", "epochs", "batch_size", "seed")
+_TOLD = {
+    "composition": ("kind", "num_virtual_tokens", "weights"),
+    "training": ("data", *_RUN),
+    "distillation": ("document", *_RUN),
+}
 
 
 def summary(name: str, found: Contents) -> Table:
@@ -33,9 +39,10 @@ def summary(name: str, found: Contents) -> Table:
     ]
     if found.modules:
         rows.append(("modules", ", ".join(f"{module} {shape}" for module, shape in found.modules.items())))
-    for about in ("training", "distillation"):
+    for about, wanted in _TOLD.items():
         if isinstance(settings := told.get(about), Mapping):
-            rows.append((about, ", ".join(starmap("{}={}".format, _plain(settings)))))
+            named = [(one, settings[one]) for one in wanted if one in settings]
+            rows.append((about, ", ".join(starmap("{}={}".format, named))))
     return ("prefix", name), rows
 
 
@@ -111,8 +118,3 @@ def _moved(found: Drift, number: int) -> list[str]:
 def _range(numbers: Sequence[float], unit: str = "") -> str:
     low, high = min(numbers), max(numbers)
     return f"{sum(numbers) / len(numbers):.2f}{unit} ({low:.2f} to {high:.2f})"
-
-
-def _plain(settings: Mapping[str, object]) -> list[tuple[str, object]]:
-    wanted = ("data", "document", "learning_rate", "epochs", "batch_size", "seed")
-    return [(name, settings[name]) for name in wanted if name in settings]

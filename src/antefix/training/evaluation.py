@@ -27,6 +27,8 @@ from antefix.training.tokens import Part
 class Evaluation:
     """What was found, by the name of the system; every other one is compared with the first.
 
+    A single prompt says nothing of any other, so nothing is compared by it.
+
     `prompts` are the distinct ones, without a text before them, and `references` the answers that count as right.
     """
 
@@ -83,21 +85,24 @@ def evaluate(
     for system, part in zip(systems, parts, strict=True):
         task.check_room(Room(bank, system.prefix), part, metrics)
     mixed = MixedBatches(bank, [system.prefix for system in systems], batch_size)
-    measured = task.measure(parts, mixed, metrics)
-    first = measured[0].metrics
-    comparisons = [
-        {name: bootstrap.compare(first[name], metric) for name, metric in other.metrics.items()}
-        for other in measured[1:]
-    ]
+    measured = dict(zip(names, task.measure(parts, mixed, metrics), strict=True))
     plain = examples_of(rows, wording)
     groups = task.groups(plain)
     return Evaluation(
-        measured=dict(zip(names, measured, strict=True)),
-        comparisons=dict(zip(names[1:], comparisons, strict=True)),
+        measured=measured,
+        comparisons=_compared(measured, bootstrap) if len(groups) > 1 else {},
         num_examples=len(plain),
         prompts=[plain[group[0]].prompt for group in groups],
         references=[[plain[number].answer for number in group] for group in groups],
     )
+
+
+def _compared(measured: Mapping[str, Measured], bootstrap: PairedBootstrap) -> dict[str, dict[str, Comparison]]:
+    (_, first), *others = measured.items()
+    return {
+        system: {name: bootstrap.compare(metric, other.metrics[name]) for name, metric in first.metrics.items()}
+        for system, other in others
+    }
 
 
 def score(

@@ -94,7 +94,11 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 def summary(evaluation: Evaluation) -> str:
     """Return how much was evaluated, in a sentence."""
-    return f"{evaluation.num_examples:,} examples, {len(evaluation.prompts):,} distinct prompts."
+    return f"{_count(evaluation.num_examples, 'example')}, {_count(len(evaluation.prompts), 'distinct prompt')}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
