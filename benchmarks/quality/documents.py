@@ -22,6 +22,8 @@ CACHE = Path(__file__).parent / "cache"
 """Where documents and prefixes lie while the study goes on; their figures are in its ledger."""
 NUM_PEOPLE = 18
 SEEDS = (0, 1, 2)
+UNSEEN = (10, 11, 12)
+"""Registers that nothing was chosen by."""
 RATIOS = (5, 10, 20, 40)
 """How many tokens of the document there are to each of the prefix."""
 LESSONS: Mapping[str, Any] = {
@@ -103,4 +105,6 @@ PLAN = [
     *(Distilled(seed, 10, "next-token") for seed in SEEDS),
     *(Distilled(seed, 10, lessons=AT_ONCE) for seed in SEEDS),
     *(Distilled(seed, 10, lessons=BY_DEFAULT) for seed in SEEDS),
+    *(Distilled(seed, ratio) for ratio in (10, 20) for seed in UNSEEN),
+    *(Distilled(seed, 10, lessons=BY_DEFAULT) for seed in UNSEEN),
 ]

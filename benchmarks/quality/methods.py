@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_text
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 import antefix
-from antefix.initialize import initial_prefix
+from antefix.initialize import DEFAULT_TEXT, initial_prefix
 from benchmarks.quality.decoupled import decouple
 from benchmarks.quality.scaled import ScaledPrefix
 
@@ -110,7 +110,11 @@ def _decoupled(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[st
 
 
 def _peft_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
-    return Adapted(get_peft_model(model, PrefixTuningConfig(task_type=_task_type(model), **settings)))
+    from_text = settings.pop("from_text", False)
+    peft: Any = get_peft_model(model, PrefixTuningConfig(task_type=_task_type(model), **settings))
+    if from_text:
+        initialize_kv_prefix_from_text(peft, tokenizer, text=DEFAULT_TEXT, use_chat_template=False)
+    return Adapted(peft)
 
 
 def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
@@ -122,6 +126,10 @@ def _lora(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, An
 
 def _full(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     return Adapted(model.requires_grad_(True))
+
+
+def _head_alone(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
+    return Adapted(_with_head(model.requires_grad_(False)))
 
 
 def _bare(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
@@ -136,6 +144,7 @@ KINDS = {
     "peft": _peft_prefix,
     "lora": _lora,
     "full": _full,
+    "head": _head_alone,
     "base": _bare,
 }
 

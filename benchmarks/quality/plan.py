@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
 from benchmarks.quality.ledger import Ledger
-from benchmarks.quality.methods import Method
+from benchmarks.quality.methods import HEAD_RATE, Method
 from benchmarks.quality.runs import Run
 
 TASKS = ("phonemes", "family", "e2e")
@@ -33,19 +33,24 @@ EQUAL_RANK = {"phonemes": 2, "family": 6, "e2e": 6}
 FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MLP = (3e-4, 1e-3, 3e-3, 1e-2)
 LORA = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LORA_EVERYWHERE = (1e-4, 3e-4, *LORA)
 SCALED = (3e-2, 1e-1, 3e-1)
 FULL = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its settings, under the name that it is shown by, and the learning rates it is tried at."""
+    """A method with its settings, under the name that it is shown by, and the learning rates it is tried at.
+
+    It trains so many `times` as long as a task usually does.
+    """
 
     name: str
     kind: str
     rates: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     averaged: float = 0.0
+    times: int = 1
 
     def at(self, rate: float) -> Method:
         """Return the method at a learning rate."""
@@ -53,7 +58,7 @@ class Contender:
 
     def tuning(self, task: str) -> list[Run]:
         """Return the runs that choose the learning rate."""
-        return [Run(task, self.at(rate), split="validation") for rate in self.rates]
+        return [Run(task, self.at(rate), split="validation", times=self.times) for rate in self.rates]
 
     def best(self, task: str, ledger: Ledger) -> tuple[float, Method]:
         """Return the least loss on validation data and the method at that learning rate; those runs come before."""
@@ -65,10 +70,11 @@ class Contender:
     ) -> list[Run]:
         """Return the runs of all seeds at the best learning rate, measured on test data."""
         seeds = seeds if self.rates != (0.0,) else seeds[:1]
-        return [Run(task, self.best(task, ledger)[1], seed, num_examples) for seed in seeds]
+        return [Run(task, self.best(task, ledger)[1], seed, num_examples, times=self.times) for seed in seeds]
 
 
 FULL_TUNING = Contender("full fine-tuning", "full", FULL)
+HEAD_ALONE = Contender("head alone", "head", (HEAD_RATE,))
 BASE = Contender("bare base", "base", (0.0,))
 
 
@@ -101,8 +107,9 @@ def peers(task: str, ledger: Ledger) -> list[Contender]:
         peft_prefix(task),
         Contender("PEFT prefix, MLP", "peft", MLP, projected),
         lora(task),
-        Contender("LoRA, r=8 everywhere", "lora", LORA, {"r": 8, "target_modules": "all-linear"}),
+        Contender("LoRA, r=8 everywhere", "lora", LORA_EVERYWHERE, {"r": 8, "target_modules": "all-linear"}),
         FULL_TUNING,
+        *([HEAD_ALONE] if task == "family" else []),
         BASE,
     ]
 
@@ -143,8 +150,18 @@ def few_examples(task: str, ledger: Ledger) -> list[Contender]:
 
 
 def twins(task: str, ledger: Ledger) -> list[Contender]:
-    """Return the prefix and PEFT's, which in a decoder are one function and differ in where they start."""
-    return [prefix(task), peft_prefix(task)]
+    """Return the prefix and PEFT's, which in a decoder are one function, from where each starts and from one start."""
+    found = [prefix(task), peft_prefix(task)]
+    if PEFT_LENGTH[task] == LENGTH[task]:
+        settings = {**found[1].settings, "from_text": True}
+        found.append(Contender("PEFT prefix, text", "peft", near(task, ledger), settings))
+    return found
+
+
+def longer(task: str, ledger: Ledger) -> list[Contender]:
+    """Return the prefix and PEFT's on the task that reads the least of its examples, training five times as long."""
+    rates = near(task, ledger)
+    return [replace(one, rates=rates, times=5) for one in (prefix(task), peft_prefix(task)) if task == "e2e"]
 
 
 GROUPS: dict[str, Callable[[str, Ledger], list[Contender]]] = {
@@ -153,6 +170,7 @@ GROUPS: dict[str, Callable[[str, Ledger], list[Contender]]] = {
     "variants": variants,
     "few": few_examples,
     "twins": twins,
+    "longer": longer,
 }
 """What is compared, in the order in which it is run: the rates of later groups hang on the figures of the peers."""
 

@@ -23,28 +23,34 @@ GENERAL_LENGTH, GENERAL_ROWS = 256, 24
 
 @dataclass(frozen=True)
 class Run:
-    """A method on a task, with so many examples, or all, and a seed; it is measured on `split`."""
+    """A method on a task, with so many examples, or all, and a seed; it is measured on `split`.
+
+    It trains so many `times` as long as the task usually does.
+    """
 
     task: str
     method: Method
     seed: int = 0
     num_examples: int | None = None
     split: str = "test"
+    times: int = 1
 
     def __str__(self) -> str:
         settings = " ".join(f"{name}={value}" for name, value in self.method.settings.items())
         of = f"{self.task} {self.method.kind} {settings} lr={self.method.learning_rate:g} seed={self.seed}"
+        of += f" steps={self.num_steps}"
         return f"{of} on {self.num_examples or 'all'} examples, {self.split}"
 
     @property
     def num_steps(self) -> int:
         """How many batches it trains on; few examples are not read as often."""
-        return STEPS[self.task] // (1 if self.num_examples is None else 3)
+        return self.times * STEPS[self.task] // (1 if self.num_examples is None else 3)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What it is, as JSON has it."""
         found: dict[str, Any] = json.loads(json.dumps({**asdict(self), "steps": self.num_steps}))
+        del found["times"]  # which the steps tell
         return found
 
     def execute(self) -> dict[str, Any]:
