@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.environment import environment
 from benchmarks.floor import measure_products, measure_speed
 from benchmarks.growth import GROWTHS, grow
-from benchmarks.machine import processor
 from benchmarks.measure import interleave, peak_bytes
 from benchmarks.report import write_page
 from benchmarks.scenarios import SCENARIOS, Scenario, prefix_bytes
@@ -69,20 +66,6 @@ def measure(scenario: Scenario, rounds: int) -> dict[str, Any]:
     )
     flops = measure_products(*scenario.queries_and_tokens) if scenario.queries_and_tokens else None
     return {"scenario": scenario.name, "measured": found, "flops_of_products": flops}
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """Return what the figures depend on: versions, processor, threads, commit."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    on_gpu = torch.cuda.is_available()
-    return {
-        "versions": {name: version(name) for name in ("antefix", "torch", "transformers", "peft")},
-        "python": platform.python_version(),
-        "processor": processor(),
-        "dtype": "bf16" if on_gpu else "fp32",
-        "threads": threads,
-        "commit": commit.stdout.strip(),
-    }
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 import torch
 import transformers
 
-from benchmarks.__main__ import environment
+from benchmarks.environment import environment
 from benchmarks.quality.ledger import Ledger, Measurable
 
 
