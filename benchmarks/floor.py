@@ -34,7 +34,7 @@ def measure_speed() -> Speed:
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     vector = torch.ones(2**26, device=device)
     calls: dict[str, Callable[[], object]] = {"product": lambda: left @ right, "sum": vector.sum}
-    seconds = {name: timing["min_s"] for name, timing in interleave(calls, rounds=7).items()}
+    seconds = {name: timing["min"] for name, timing in interleave(calls, rounds=7).items()}
     return Speed(2 * side**3 / seconds["product"], vector.nbytes / seconds["sum"])
 
 
@@ -56,7 +56,7 @@ def measure_products(num_queries: int, num_virtual_tokens: int) -> float:
             torch.bmm(query, key.transpose(1, 2), out=scores)
             torch.bmm(scores, value, out=output)
 
-    seconds = interleave({"products": attend}, rounds=7)["products"]["median_s"]
+    seconds = interleave({"products": attend}, rounds=7)["products"]["median"]
     return 2 * _product(num_queries, num_virtual_tokens) / seconds
 
 

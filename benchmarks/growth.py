@@ -59,7 +59,7 @@ def grow(growth: Growth, speed: Speed) -> list[dict[str, Any]]:
     points = []
     for value in growth.values:
         timings = interleave(growth.build(value), ROUNDS)
-        seconds = {name: timing["median_s"] for name, timing in timings.items()}
+        seconds = {name: timing["median"] for name, timing in timings.items()}
         points.append({"value": value, **seconds, "floor": growth.floor(speed, seconds["base"], value)})
         print(f"{growth.name} {value}:", "  ".join(f"{name} {s:.3f} s" for name, s in seconds.items()), flush=True)
     return points

@@ -12,7 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.floor import Speed, generation_floor, training_floor
 from benchmarks.growth import GROWTHS, NUM_NEW
-from benchmarks.scenarios import PROMPT, SCENARIOS, Scenario
+from benchmarks.measure import MEMORY_READINGS
+from benchmarks.scenarios import KEEPING_MEMORY, PROMPT, SCENARIOS, Scenario
 
 STYLES: dict[str, dict[str, Any]] = {
     "peft": {"color": "#d55e00", "marker": "s", "label": "PEFT"},
@@ -55,21 +56,29 @@ _INTRODUCTION = """# What a prefix costs
 Written by `make bench`. One base model three times, bare, with PEFT's prefix and with antefix's, which hold the same
 numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the
 same threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates
-down to its embeddings, as a prefix makes it do. Memory comes from the allocator as it is installed: much of what a copy
-costs on a CPU is the pages that it touches first. The library `adapters` is not among the peers: its newest release,
-1.3.0, wants Transformers 4.57."""
+down to its embeddings, as a prefix makes it do. PEFT answers requests for several prefixes in a batch for each. Making
+a prefix active is timed alone, without the forward that follows. The library `adapters` is not among the peers: its
+newest release, 1.3.0, wants Transformers 4.57."""
 
 
 _WHY = """The floor counts products alone. Beside them stand the exponentials, a second call of a kernel in each layer
 (about 30 µs when cold, which is what remains of short prefixes and small batches), and weighing the two parts. A few
-queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed."""
+queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed.
+
+Memory comes from the C library as it is installed, which hands large pieces back when they are freed, so that each copy
+touches new pages. That is most of what PEFT's copies cost here: with freed memory kept (`MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=2147483647`) the same work stands in the last lines of the table."""
 
 
-_WHY_ON_GPU = """At these sizes the GPU waits for the CPU: in a trace of the bare base's generation it computed for a
-sixth of the time. What counts is how many calls a layer makes and what a call costs the CPU. PEFT's prefix needs none
-of its own while tokens are decoded, so it costs nothing before its copies fill the GPU's time. antefix calls one
-kernel where the base calls one, but Triton takes about twice as long to call it; a training step makes two calls for
-one, forward and backward."""
+_WHY_ON_GPU = """At these sizes the GPU waits for the CPU: sixteen rows take the bare base no longer to answer than
+one. What counts is how many calls a layer makes and what a call costs the CPU. PEFT's prefix needs none of its own
+while tokens are decoded, so it is the faster of the two here, before its copies fill the GPU's time. antefix calls one
+kernel where the base calls one, by way of Triton; a training step makes two calls for one, forward and backward."""
+
+
+_HOW_TO_READ = """Right of the bare base stand ratios of medians to its own. In brackets is the least and the most{}, in
+proportion to the base's median too. The base differs between lines as the machine does from minute to minute: compare
+within a line."""
 
 
 def _environment(found: dict[str, Any]) -> str:
@@ -83,12 +92,16 @@ def _environment(found: dict[str, Any]) -> str:
 
 
 def _table(found: dict[str, Any], has_targets: bool) -> str:
-    """Return what each peer needs in proportion to the bare base, beside the floor and any target."""
+    """Return what each peer needs in proportion to the bare base's median, beside the floor and any target."""
     head = ["work", "bare base", "PEFT", "antefix", "floor", *["target"] * has_targets]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for scenario, measured in _pairs(found):
         ours = measured["antefix"]["median"]
-        cells = [scenario.name, _absolute(scenario, measured.get("base"))]
+        base = measured.get("base")
+        cells = [
+            scenario.name,
+            _absolute(scenario, base) + (f" ({_range(base, base)})" if base and "min" in base else ""),
+        ]
         for peer in ("peft", "antefix"):
             cells.append(_cell(scenario, measured, peer))
         floor = _floor(scenario, measured, Speed(**found["speed"]))
@@ -96,7 +109,9 @@ def _table(found: dict[str, Any], has_targets: bool) -> str:
         if has_targets:
             cells.append(_target(scenario, ours, measured))
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Below the bare base stand ratios to it; in brackets the spread from least to most."])
+    rounds = found["environment"].get("rounds")
+    told = "" if rounds is None else f" of {rounds} rounds (memory: of {MEMORY_READINGS} readings)"
+    return "\n".join([*lines, "", _HOW_TO_READ.format(told)])
 
 
 def _cell(scenario: Scenario, measured: dict[str, Any], peer: str) -> str:
@@ -104,9 +119,13 @@ def _cell(scenario: Scenario, measured: dict[str, Any], peer: str) -> str:
         return "refuses"
     if "base" not in measured:
         return _absolute(scenario, measured[peer])
-    base, own = measured["base"]["median"], measured[peer]
-    spread = f" ({own['min'] / base:.2f}-{own['max'] / base:.2f})" if "min" in own else ""
-    return f"{own['median'] / base:.2f}{spread}"
+    base, own = measured["base"], measured[peer]
+    spread = f" ({_range(own, base)})" if "min" in own else ""
+    return f"{own['median'] / base['median']:.2f}{spread}"
+
+
+def _range(own: dict[str, float], base: dict[str, float]) -> str:
+    return f"{own['min'] / base['median']:.2f}-{own['max'] / base['median']:.2f}"
 
 
 def _absolute(scenario: Scenario, own: dict[str, float] | None) -> str:
@@ -175,7 +194,7 @@ def _floor(scenario: Scenario, measured: dict[str, Any], speed: Speed) -> float 
 
 
 def _pairs(found: dict[str, Any]) -> list[tuple[Scenario, dict[str, Any]]]:
-    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    by_name = {scenario.name: scenario for scenario in SCENARIOS + KEEPING_MEMORY}
     return [
         (by_name[entry["scenario"]], {**entry["measured"], "flops_of_products": entry["flops_of_products"]})
         for entry in found["results"]

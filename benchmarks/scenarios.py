@@ -24,6 +24,7 @@ class Scenario:
 
     `target` is in proportion to the bare base, `target_to_peft` in proportion to PEFT, `target_s` in seconds.
     `queries_and_tokens` tells how many queries meet how many tokens of a prefix at a time, where that decides the cost.
+    With `keeps_memory` the C library gives no freed memory back, so that no call touches new pages.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Scenario:
     target_to_peft: float | None = None
     target_s: float | None = None
     queries_and_tokens: tuple[int, int] | None = None
+    keeps_memory: bool = False
 
 
 def training_step(
@@ -88,10 +90,10 @@ def mixed_batch(num_prefixes: int, num_virtual_tokens: int, num_new: int = 32, r
 def switching() -> Calls:
     """Make another prefix the active one."""
     peers = build(128, num_prefixes=2)
-    names = itertools.cycle(("p0", "p1"))
+    theirs, ours = itertools.cycle(("p1", "p0")), itertools.cycle(("p1", "p0"))
     return {
-        "peft": lambda: peers.peft.set_adapter(next(names)),
-        "antefix": lambda: peers.bank.activate(next(names)),
+        "peft": lambda: peers.peft.set_adapter(next(theirs)),
+        "antefix": lambda: peers.bank.activate(next(ours)),
     }
 
 
@@ -162,3 +164,10 @@ SCENARIOS = (
     ),
     Scenario("peak memory, generate 32 tokens, B=16 P=1024", functools.partial(generation, 16, 1024), measure="memory"),
 )
+
+KEEPING_MEMORY = tuple(
+    Scenario(f"{name}, freed memory kept", build, queries_and_tokens=shape, keeps_memory=True)
+    for name, build, shape in ((one.name, one.build, one.queries_and_tokens) for one in SCENARIOS)
+    if name.startswith("generate 32 tokens, B=16")
+)
+"""Of a CPU alone, and measured last: a GPU's memory is kept anyway."""

@@ -30,7 +30,7 @@ import antefix
 from antefix.embedded import model_path
 from antefix.initialize import token_prefix
 from benchmarks.bases import BILLION, SMALL
-from benchmarks.machine import processor
+from benchmarks.environment import commit, processor
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
@@ -93,6 +93,8 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in ("antefix", "torch", "transformers", *vllm_names())},
         "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
         "requests_with_equal_answers": same,
         "loads": {name: summary(of_kind) for name, of_kind in taken.items()},
     }

@@ -129,7 +129,7 @@ def _full(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, An
 
 
 def _head_alone(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
-    return Adapted(_with_head(model.requires_grad_(False)))
+    return Adapted(_with_head(model.requires_grad_(False)), one_rate=True)
 
 
 def _bare(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:

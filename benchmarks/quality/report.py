@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.quality import prose
-from benchmarks.quality.documents import AT_ONCE, BY_DEFAULT, LESSONS, PLAN
+from benchmarks.quality.documents import AT_ONCE, BY_DEFAULT, LESSONS, PLAN, UNSEEN
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.plan import GROUPS, finals
 from benchmarks.quality.plots import above, factor, plot_curves, plot_documents, plot_examples, plot_parameters
@@ -31,12 +31,16 @@ _STUDIED = (("", LESSONS), (", read at once", AT_ONCE), (" by default", BY_DEFAU
 
 @dataclass(frozen=True)
 class Row:
-    """A contender on a task: its best loss on validation data, and its figures on test data, one of each seed."""
+    """A contender on a task: its best loss on validation data, and its figures on test data, one of each seed.
+
+    `rates` are the learning rates that it was tried at.
+    """
 
     name: str
     group: str
     num_examples: int | None
     learning_rate: float
+    rates: Sequence[float]
     validation_loss: float
     runs: Sequence[dict[str, Any]]
 
@@ -67,7 +71,8 @@ def write_page(page: Path, ledger: Ledger) -> None:
         ("variants", "What the literature offers", prose.VARIANTS),
     ):
         parts += [f"## {title}", text, _across(rows, group)]
-    parts += ["## Beside PEFT's prefix", prose.TWINS, _twins(rows)]
+    parts += ["## Beside PEFT's prefix", prose.TWINS, _paired(rows, "twins")]
+    parts += [prose.LONGER, _paired(rows, "longer")]
     parts += ["## Few examples", prose.FEW]
     for task in TITLES:
         parts += _few(task, [row for row in rows[task] if row.group == "few"], images)
@@ -119,7 +124,7 @@ def _rows_of_group(task: str, group: str, ledger: Ledger) -> list[Row]:
         loss, method = contender.best(task, ledger)
         for number in dict.fromkeys(run.num_examples for run in runs) or (None,):
             figures = [ledger.figures(run) for run in runs if run.num_examples == number]
-            found.append(Row(contender.name, group, number, method.learning_rate, loss, figures))
+            found.append(Row(contender.name, group, number, method.learning_rate, contender.rates, loss, figures))
     return found
 
 
@@ -134,9 +139,13 @@ def spread(values: Sequence[float], scale: float = 1, digits: int | None = None)
 def _environment(ledger: Ledger) -> str:
     of, base = ledger.lines[-1]["environment"], json.loads((BASE / "pretraining.json").read_text())
     versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
+    commits = [line["environment"]["commit"] for line in ledger.lines]
+    dirty = sum(commit.endswith("-dirty") for commit in commits)
     return (
-        f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}; commit {of['commit']}. The "
-        f"base has {base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes on "
+        f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}. The {len(commits)} runs are "
+        f"of commits from {commits[0].removesuffix('-dirty')} to {commits[-1]}; {dirty} are marked as of a tree with "
+        "changes, which the growing file of these figures was until the last of them. The base has "
+        f"{base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes on "
         f"{base['threads']} thread{'s' if base['threads'] > 1 else ''}."
     )
 
@@ -144,11 +153,14 @@ def _environment(ledger: Ledger) -> str:
 def _table(task: str, rows: Sequence[Row]) -> str:
     metrics = METRICS[task]
     head = ["", "parameters", "learning rate", *(NAMES[metric] for metric in metrics)]
-    lines = [
-        [row.name, f"{row.parameters:,}", f"{row.learning_rate:g}" if row.parameters else "", *map(row.shown, metrics)]
-        for row in rows
-    ]
+    lines = [[row.name, f"{row.parameters:,}", _rate(row), *map(row.shown, metrics)] for row in rows]
     return table(head, lines)
+
+
+def _rate(row: Row) -> str:
+    """Show the learning rate, and between which it was chosen."""
+    tried = f" ({min(row.rates):g}-{max(row.rates):g})" if len(row.rates) > 1 else ""
+    return f"{row.learning_rate:g}{tried}" if row.learning_rate else ""
 
 
 def _across(rows: dict[str, list[Row]], group: str) -> str:
@@ -178,19 +190,28 @@ def _across(rows: dict[str, list[Row]], group: str) -> str:
     return table(head, lines)
 
 
-def _twins(rows: dict[str, list[Row]]) -> str:
-    """Show the prefix beside PEFT's, and the differences of the same seeds."""
+def _paired(rows: dict[str, list[Row]], group: str) -> str:
+    """Show the prefix beside each of PEFT's, and the differences of the same seeds."""
+    by = {(task, row.name): row for task in TITLES for row in rows[task] if row.group == group}
+    others = [name for name in dict.fromkeys(name for _, name in by) if name != "prefix"]
     lines = []
-    for task, title in TITLES.items():
-        found = {row.name: row for row in rows[task] if row.group == "twins"}
-        for metric in METRICS[task] if found else ():
-            ours, theirs = (found[name] for name in ("prefix", "PEFT prefix"))
-            pairs = zip(ours.values(metric), theirs.values(metric), strict=True)
-            differences = [(our - their) * factor(metric) for our, their in pairs]
-            digits = 3 if metric == "loss" else 1
-            difference = f"{mean(differences):+.{digits}f} ± {stdev(differences):.{digits}f}"
-            lines.append([f"{title}: {NAMES[metric]}", ours.shown(metric), theirs.shown(metric), difference])
-    return table(["", "prefix", "PEFT prefix", "difference"], lines) if lines else NOT_MEASURED
+    for task, title in ((task, title) for task, title in TITLES.items() if (task, "prefix") in by):
+        ours = by[task, "prefix"]
+        for metric in METRICS[task]:
+            cells = [f"{title}: {NAMES[metric]}", ours.shown(metric)]
+            for name in others:
+                theirs = by.get((task, name))
+                cells += [theirs.shown(metric), _difference(ours, theirs, metric)] if theirs else ["", ""]
+            lines.append(cells)
+    head = ["", "prefix", *(cell for name in others for cell in (name, "difference"))]
+    return table(head, lines) if lines else NOT_MEASURED
+
+
+def _difference(ours: Row, theirs: Row, metric: str) -> str:
+    pairs = zip(ours.values(metric), theirs.values(metric), strict=True)
+    differences = [(our - their) * factor(metric) for our, their in pairs]
+    digits = 3 if metric == "loss" else 1
+    return f"{mean(differences):+.{digits}f} ± {stdev(differences):.{digits}f}"
 
 
 def _few(task: str, rows: Sequence[Row], images: Path) -> list[str]:
@@ -226,7 +247,7 @@ def _documents(ledger: Ledger, images: Path) -> list[str]:
     documents = [{**asdict(one), "report": ledger.figures(one)} for one in PLAN if one in ledger]
     if not documents:
         return [NOT_MEASURED]
-    alike = [one for one in documents if one["lessons"] == LESSONS]
+    alike = [one for one in documents if one["lessons"] == LESSONS and one["seed"] not in UNSEEN]
     plot_documents(alike, images / "quality-documents.png")
     picture = "![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)"
     return [_document_table(documents), picture]
@@ -248,7 +269,7 @@ def _document_table(documents: Sequence[dict[str, Any]]) -> str:
 
 def _objective(document: dict[str, Any]) -> str:
     studied = next(text for text, lessons in _STUDIED if document["lessons"] == lessons)
-    return f"{document['objective']}{studied}"
+    return f"{document['objective']}{studied}{', unseen' if document['seed'] in UNSEEN else ''}"
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
