@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from antefix.initialize import initial_prefix
 from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.scope import Scope
 from antefix.sites import KINDS, Kind, Site, sites_and_cut_off
 from antefix.stack import Selection, names_of
 from antefix.stacks import Stacks
@@ -74,7 +74,7 @@ class PrefixBank:
         self._trainable = nn.ModuleList()
         self._frozen_base: list[nn.Parameter] = []
         self._default: Selection = None
-        self._scoped = threading.local()
+        self._scope = Scope()
         self._undo: list[Callable[[], None]] = []
         self._attached = True
         self._stacks = Stacks(model, sites, cut_off, self.selection, self._materialize)
@@ -190,14 +190,9 @@ class PrefixBank:
 
     @contextmanager
     def use(self, selection: Selection) -> Iterator[None]:
-        """Use a selection in this thread for as long as the context lasts."""
-        selection = self._checked(selection)
-        outer = getattr(self._scoped, "stack", ())
-        self._scoped.stack = (*outer, selection)
-        try:
+        """Use a selection in this thread, or this task of asyncio, for as long as the context lasts."""
+        with self._scope.selecting(self._checked(selection)):
             yield
-        finally:
-            self._scoped.stack = outer
 
     def detach(self) -> None:
         """Give the base model back as it was, bit for bit; the bank is of no use afterwards but to read prefixes."""
@@ -218,9 +213,9 @@ class PrefixBank:
         self._undo.append(undo)
 
     def selection(self) -> Selection:
-        """Return what this thread uses now."""
-        scoped = getattr(self._scoped, "stack", ())
-        return scoped[-1] if scoped else self._default
+        """Return what this thread, or this task of asyncio, uses now."""
+        selections = self._scope.selections
+        return selections[-1] if selections else self._default
 
     def _materialize(self, name: str, sites: Sequence[Site], cache: Any) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
@@ -275,7 +270,7 @@ class PrefixBank:
         return tuple(selection) if isinstance(selection, list) else selection
 
     def _get(self, name: str) -> Prefix | Sequence[PrefixSource]:
-        if name not in self._prefixes:
+        if not isinstance(name, str) or name not in self._prefixes:
             known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
-            raise UnknownPrefixError(f"there is no prefix named '{name}' in this bank; it holds {known}.")
+            raise UnknownPrefixError(f"there is no prefix named {name!r} in this bank; it holds {known}.")
         return self._prefixes[name]

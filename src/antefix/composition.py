@@ -49,6 +49,11 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
             name: t.shape for name, t in prefixes[0].modules.items()
         }:
             raise PrefixMismatchError("prefixes can be averaged only where the modules beside them are the same.")
+        labels = [prefix.metadata.get("labels") for prefix in (prefixes[0], other)]
+        if other.modules and labels[0] != labels[1]:
+            raise PrefixMismatchError(
+                f"heads can be averaged only where they tell the same labels; these tell {labels[0]} and {labels[1]}."
+            )
 
     def mean(tensors: Sequence[Tensor]) -> Tensor:
         # In double precision: the average of equal prefixes is then the same prefix.

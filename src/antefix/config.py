@@ -33,9 +33,8 @@ class PrefixConfig:
 
     def __post_init__(self) -> None:
         for name in ("sites", "layers", "trainable_modules"):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _sequence(name, getattr(self, name)))
         for kind in self.sites or ():
             _one_of("sites", kind, KINDS)
         for layer in self.layers or ():
@@ -46,8 +45,10 @@ class PrefixConfig:
         _one_of("init", self.init, ("text", "random", "zero"))
         if self.sites == ():
             raise ConfigError("sites is empty; name at least one of 'encoder', 'decoder' and 'cross'.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if self.layers == ():
+            raise ConfigError("layers is empty; name at least one, or leave it out for all of them.")
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout!r}; it must be a number of at least 0 and below 1.")
         if not isinstance(self.init_text, str | None):
             raise ConfigError(f"init_text is {self.init_text!r}; it must be text.")
         if self.init_text is not None and self.init != "text":
@@ -86,6 +87,12 @@ def _usual_kinds(sites: Sequence[Site]) -> tuple[Kind, ...]:
     """Return all kinds, but where no cross-attention ties a decoder to encoders, which are towers then, its own."""
     kinds = {site.kind for site in sites}
     return ("decoder",) if "decoder" in kinds and "cross" not in kinds else KINDS
+
+
+def _sequence(name: str, given: object) -> tuple[object, ...]:
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"{name} is {given!r}; it must be a sequence.")
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -186,6 +186,8 @@ def _task_type(prefix: Prefix, model: PreTrainedModel, kind: Kind) -> str:
     known = prefix.metadata.get("peft")
     if isinstance(known, Mapping) and known.get("task_type"):
         return str(known["task_type"])
+    if "labels" in prefix.metadata:  # it was trained to choose one, and has a head
+        return "SEQ_CLS"
     if kind == "encoder" or not model.can_generate():
         raise ConfigError(
             f"{type(model).__name__} writes no text, so PEFT must be told the task: task_type='SEQ_CLS', 'TOKEN_CLS', "

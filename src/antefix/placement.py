@@ -20,7 +20,8 @@ class Placement:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._placed: OrderedDict[str, KeysAndValues] = OrderedDict()
+        # With the prefix itself: a forward that began before another one took its name may still ask for it.
+        self._placed: OrderedDict[str, tuple[Prefix, KeysAndValues]] = OrderedDict()
         self._lock = threading.Lock()
         self._made: WeakKeyDictionary[Any, dict[PrefixSource, Pairs]] = WeakKeyDictionary()
 
@@ -36,11 +37,13 @@ class Placement:
         when they are used again, they come again.
         """
         if torch.compiler.is_compiling():  # a compiled graph takes what is there, but can neither lock nor reorder
-            return self._placed.get(name) or _as_they_are(prefix)
+            held, placed = self._placed.get(name, (None, None))
+            return placed if placed is not None and held is prefix else _as_they_are(prefix)
         with self._lock:
-            placed = self._placed.get(name)
-            if placed is None:
-                placed = self._placed[name] = _as_they_are(prefix)
+            held, placed = self._placed.get(name, (None, None))
+            if placed is None or held is not prefix:
+                placed = _as_they_are(prefix)
+                self._placed[name] = prefix, placed
             self._placed.move_to_end(name)
             while len(self._placed) > self.limit:
                 self._placed.popitem(last=False)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock, get_ident
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -28,6 +29,8 @@ KEYWORD = "antefix"
 """The keyword of a forward under which everything about its prefixes travels down to the attention."""
 
 AttentionFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
+_OBSERVING = Lock()
+"""Held for as long as modules of an observed model have other configs."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,14 @@ def observe_attention(
     Raises `UnsupportedModelError` for a model without numbers whose forward asks for some.
     """
     calls: list[AttentionCall] = []
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    with ExitStack() as stack, torch.no_grad():
+    with _OBSERVING, ExitStack() as stack, torch.no_grad():
+        training = {module: module.training for module in model.modules()}
+        model.eval()
         for path, module in model.named_modules():
             if isinstance(module, PreTrainedModel):
                 stack.enter_context(_send_probe(module))
             elif implementation_of(module) is not None:
-                attributes = {"antefix_path": path, "antefix_note": calls.append}
+                attributes = {"antefix_path": path, "antefix_note": calls.append, "antefix_observer": get_ident()}
                 stack.enter_context(switched(module, "antefix-observe", _observe, **attributes))
         try:
             (part or model)(**inputs)
@@ -224,11 +227,22 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
 def _observe(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Note the call, then compute what the base would."""
-    arrived = kwargs.pop(KEYWORD, None) is not None
+    """Note the call, then compute what the base would; calls of other threads go where they would have gone."""
     config = cast(Any, module.config)
+    if settings_of(config).get("antefix_observer") != get_ident():
+        return _unobserved(module)(module, query, key, value, attention_mask, *args, **kwargs)
+    arrived = kwargs.pop(KEYWORD, None) is not None
     config.antefix_note(AttentionCall(config.antefix_path, query, key, value, is_causal(module, kwargs), arrived))
     return base_attention(module)(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _unobserved(module: nn.Module) -> AttentionFunction:
+    """Return the attention function of a module as it is apart from being observed, or as it is again by now."""
+    own = settings_of(module.config)
+    config = own["antefix_base"] if "antefix_observer" in own else module.config
+    name = settings_of(config)["_attn_implementation_internal"]
+    found = (interface.get_interface(name, eager) for interface, eager in _interfaces(type(module)))
+    return cast(AttentionFunction, next(function for function in found if function is not None))
 
 
 @contextmanager
@@ -237,9 +251,12 @@ def _send_probe(module: PreTrainedModel) -> Iterator[None]:
     if not takes_keywords(module):
         yield
         return
-    hook = module.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, KEYWORD: "probe"}), with_kwargs=True, prepend=True
-    )
+    observer = get_ident()
+
+    def send(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, KEYWORD: "probe"} if get_ident() == observer else kwargs
+
+    hook = module.register_forward_pre_hook(send, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

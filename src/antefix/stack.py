@@ -98,6 +98,8 @@ class Stack:
         if self.module.training:
             _refuse_reentrant_checkpointing(self.checkpointed)
         batch = _batch_size(inputs)
+        if batch is None:  # the base has a sentence of its own for that
+            return NO_PREFIXES
         names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
         cache = cache_of(inputs)
         prefixes = tuple(self.materialize(name, self.sites, cache) for name in used)
@@ -120,7 +122,8 @@ def names_of(selection: Selection) -> Sequence[str | None]:
     """
     if selection is None or isinstance(selection, str):
         return [selection]
-    if not isinstance(selection, (list, tuple)) or not selection:
+    is_list = isinstance(selection, (list, tuple)) and len(selection) > 0
+    if not is_list or not all(name is None or isinstance(name, str) for name in selection):
         raise ConfigError(
             f"{selection!r} selects no prefix; give a name, None, or a list with one of them for each row."
         )
@@ -140,12 +143,12 @@ def rows_of(names: Sequence[str | None], batch: int) -> list[str | None]:
     return [name for name in names for _ in range(times)]
 
 
-def _batch_size(inputs: Mapping[str, Any]) -> int:
-    """Return the rows of the stack's main input."""
+def _batch_size(inputs: Mapping[str, Any]) -> int | None:
+    """Return the rows of the stack's main input; None where it has no input."""
     for name in ("input_ids", "inputs_embeds"):
         if isinstance(inputs.get(name), Tensor):
             return int(inputs[name].shape[0])
-    return int(next(value for value in inputs.values() if isinstance(value, Tensor)).shape[0])
+    return next((int(value.shape[0]) for value in inputs.values() if isinstance(value, Tensor)), None)
 
 
 def _refuse_reentrant_checkpointing(modules: Sequence[nn.Module]) -> None:

@@ -55,7 +55,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
 
 
 def load_prefix(path: str | os.PathLike[str]) -> Prefix:
-    """Read a prefix from a file, which is mapped into memory; raises `PrefixFormatError` for one that is not intact."""
+    """Read a prefix from a file; raises `PrefixFormatError` for one that is not intact."""
     path = Path(path)
     if not path.is_file():
         raise PrefixFormatError(f"there is no prefix file at '{path}'.")
@@ -66,7 +66,8 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
             sites, metadata = _read_header(header, path)
             names = set(file.keys())
             _check_names(names, sites, path)
-            tensors = {name: file.get_tensor(name) for name in sorted(names)}
+            # Copied out of the mapped file: whoever writes over it does not change the prefix.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(names)}
     except (SafetensorError, OSError) as error:
         raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
     return _assemble(path, header, sites, tensors, metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_what_peft_is_told(invoke: Invoke, model: Path, prefix: Prefix, tmp_path
     refused = invoke("convert", "--prefix", folder, "--output", tmp_path / "x", "--model", model, *told)
     assert refused.exit_code == 1
     assert "for PEFT's folder" in refused.stderr
+
+
+def test_a_prefix_with_labels_is_one_that_classifies(
+    invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "p.safetensors", tmp_path / "peft"
+    labelled = {**prefix.metadata, "labels": ["a", "b"]}
+    antefix.save_prefix(replace(prefix, metadata=labelled, modules={"score:weight": torch.ones(2, 32)}), file)
+    result = invoke("convert", "--prefix", file, "--output", folder, "--model", model)
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
 @pytest.mark.parametrize("other", ["gpt2", "t5"])

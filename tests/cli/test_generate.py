@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import antefix
+from antefix.cli.generate import _read_lines
 from antefix.embedded.records import prompt
 from antefix.training.base import load_base
 from antefix.training.generation import answers
@@ -54,6 +55,10 @@ def test_files_of_prompts(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
     first, second = invoke(*base, "--file", rows), invoke(*base, "--file", lines)
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
+    lines.write_text(lines.read_text(), encoding="utf-8-sig")
+    assert invoke(*base, "--file", lines).stdout == first.stdout
+    lines.write_text("The sea.\u2028It is blue.\n")
+    assert _read_lines(lines) == ["The sea.\u2028It is blue."], "one line"
     assert len(first.stdout.strip().splitlines()) >= 2
 
 

@@ -57,6 +57,16 @@ def test_trained_modules_lie_beside_keys_and_values(prefix: Prefix, tmp_path: Pa
     assert not prefix.modules
 
 
+def test_a_prefix_does_not_change_with_its_file(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    antefix.save_prefix(prefix, path)
+    loaded, size = antefix.load_prefix(path), path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - 400)
+        file.write(bytes(400))
+    assert loaded.content_hash() == prefix.content_hash()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_round_trip_is_exact(prefix: Prefix, tmp_path: Path, dtype: torch.dtype) -> None:
     cast = Prefix(

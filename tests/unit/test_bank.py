@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -137,13 +138,44 @@ def test_positions_that_do_not_suffice_are_refused_before_training() -> None:
         model(draw_ids(1, 5))
 
 
-@pytest.mark.parametrize("selection", [[], 3, {"a"}])
+@pytest.mark.parametrize("selection", [[], 3, {"a"}, [["a"]], [3]])
 def test_what_selects_nothing_is_refused(selection: object) -> None:
     bank = antefix.attach(build_model("llama"))
     with pytest.raises(antefix.ConfigError, match="selects no prefix"):
         bank.activate(selection)
     with pytest.raises(antefix.ConfigError, match=r"files are load\(\)ed"):
         bank.add("a", "file.safetensors")
+    with pytest.raises(antefix.UnknownPrefixError, match=r"no prefix named \['a'\]"):
+        bank.remove(["a"])
+
+
+def test_a_forward_without_inputs_is_the_bases_to_refuse() -> None:
+    model = build_model("llama")
+    with pytest.raises(ValueError, match="input_ids") as bare:
+        model()
+    bank = antefix.attach(model)
+    bank.add("a", random_prefix(bank.sites, 3))
+    bank.activate("a")
+    with pytest.raises(ValueError, match="input_ids") as refused:
+        model()
+    assert str(refused.value) == str(bare.value)
+
+
+def test_a_name_given_anew_is_the_new_prefix_also_behind_a_late_forward() -> None:
+    bank = antefix.attach(model := build_model("llama"))
+    torch.manual_seed(0)
+    old, new = random_prefix(bank.sites, 3), random_prefix(bank.sites, 3)
+    for name, prefix in (("a", old), ("b", new)):
+        bank.add(name, prefix)
+    with bank.use("b"):
+        expected = run(model)
+    held = bank._get("a")
+    assert isinstance(held, antefix.Prefix)
+    bank.remove("a")
+    bank.add("a", new)
+    bank._placement.frozen("a", held)  # as a forward does that looked the name up before
+    with bank.use("a"):
+        assert torch.equal(run(model), expected)
 
 
 def test_a_list_in_use_is_the_banks_own() -> None:
@@ -234,6 +266,32 @@ def test_threads_do_not_see_each_others_prefixes() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_tasks_do_not_see_each_others_prefixes_and_pass_their_own_on() -> None:
+    bank = antefix.attach(build_model("llama"))
+    for name in ("a", "b"):
+        bank.add(name, random_prefix(bank.sites, 3))
+    seen: dict[str, list[object]] = {"a": [], "b": []}
+
+    async def child(name: str) -> None:
+        seen[name].append(bank.selection())
+
+    async def work(name: str, mine: asyncio.Event, other: asyncio.Event) -> None:
+        with bank.use(name):
+            mine.set()
+            await other.wait()
+            seen[name].append(bank.selection())
+            await asyncio.gather(child(name))
+        seen[name].append(bank.selection())
+
+    async def both() -> None:
+        events = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(work("a", *events), work("b", *reversed(events)))
+
+    asyncio.run(both())
+    assert seen == {"a": ["a", "a", None], "b": ["b", "b", None]}
+    assert bank.selection() is None
 
 
 def test_a_layer_called_outside_its_model_is_refused() -> None:

@@ -110,12 +110,17 @@ def test_labels_that_the_base_knows_keep_its_numbers(tmp_path: Path) -> None:
 def test_labels_are_sorted_as_what_they_are() -> None:
     assert labels_of([Example("", str(n)) for n in (10, 2, 1, 2)]) == ["1", "2", "10"]
     assert labels_of([Example("", name) for name in ("spam", "10", "ham")]) == ["10", "ham", "spam"]
+    alike = [text for number in range(1, 21) for text in (f"0{number}", f"{number}")]
+    assert labels_of([Example("", label) for label in alike]) == alike, "in every process"
+    assert labels_of([Example("", "1" * 5000), Example("", "2")]) == ["1" * 5000, "2"]
 
 
 def test_a_label_of_one_example_is_trained() -> None:
     trained, held_out = ([Example("", label) for label in labels] for labels in (["a", "b", "a"], ["b", "c", "a"]))
     kept = prepare._with_every_label(trained, held_out)
     assert [[example.answer for example in part] for part in kept] == [["a", "b", "a", "c"], ["b", "a"]]
+    with pytest.raises(DataError, match="each of the 2 examples to hold out has a label that no other has"):
+        prepare._with_every_label(trained, [Example("", "c"), Example("", "d")])
 
 
 def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:

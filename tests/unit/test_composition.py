@@ -65,6 +65,8 @@ def test_what_cannot_be_put_together() -> None:
         antefix.average([first, longer])
     with pytest.raises(antefix.PrefixMismatchError, match="modules"):
         antefix.average([first, with_head(first, 1.0)])
+    with pytest.raises(antefix.PrefixMismatchError, match=r"these tell \['a', 'b'\] and \['b', 'a'\]"):
+        antefix.average([replace(with_head(first, 1.0), metadata={"labels": list(labels)}) for labels in ("ab", "ba")])
     for weights in ([1.0], [1.0, -1.0], [float("nan"), 1.0]):
         with pytest.raises(antefix.ConfigError, match="must be 2 numbers whose sum is above 0"):
             antefix.average([first, first], weights)

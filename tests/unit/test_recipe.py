@@ -41,7 +41,9 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1; it must be from 0"),
         ({"eval_data": 3}, "eval_data is 3"),
         ({"prefix": {"layers": ["a"]}}, "layers is 'a'"),
-        ({"prefix": {"layers": 3}}, "wrong type"),
+        ({"prefix": {"layers": 3}}, "layers is 3; it must be a sequence"),
+        ({"prefix": {"layers": []}}, "layers is empty; name at least one"),
+        ({"prefix": {"dropout": "0.1"}}, "dropout is '0.1'; it must be a number"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

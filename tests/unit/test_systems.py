@@ -45,6 +45,8 @@ def test_texts_are_given_or_read(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match=r"there is no text file 'none\.txt'"):
         read_texts(["none.txt"])
+    path.write_text("Be short.\n", encoding="utf-8-sig")
+    assert read_texts([str(path)])[0].text == "Be short.\n"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_texts([str(path)])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
 import pytest
 
 from antefix.errors import DataError
@@ -14,10 +18,25 @@ def test_a_null_field_is_named() -> None:
         Template("{us}").fill({"us": None}, "line 3")
 
 
-@pytest.mark.parametrize(("value", "kind"), [([1], "a list"), ({"a": 1}, "an object"), (float("nan"), "not a number")])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([1], "a list"),
+        ({"a": 1}, "an object"),
+        (float("nan"), "not a number"),
+        (float("inf"), "infinite"),
+        (b"abc", "binary"),
+        (Path("a"), "of the kind [A-Za-z]+Path"),
+    ],
+)
 def test_what_is_neither_text_nor_a_number_is_named(value: object, kind: str) -> None:
     with pytest.raises(DataError, match=f"field 'us' of line 3 is {kind}; a template takes text and numbers"):
         Template("{us}").fill({"us": value}, "line 3")
+
+
+def test_numbers_and_times_are_written_as_they_are() -> None:
+    values = {"a": 1, "b": True, "c": Decimal("1.50"), "d": datetime(2026, 1, 2, 3, 4), "e": 2.5}
+    assert Template("{a} {b} {c} {d} {e}").fill(values, "line 1") == "1 True 1.50 2026-01-02 03:04:00 2.5"
 
 
 def test_escapes_of_the_command_line() -> None:

@@ -25,6 +25,7 @@ from transformers import (
 import antefix
 from antefix.initialize import token_prefix
 from antefix.training import PrefixTrainer
+from antefix.training.card import Subject
 from antefix.training.checkpoint import Trained
 from tests.conftest import build_model, draw_ids
 
@@ -230,6 +231,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path / "first", first).train()
     with pytest.raises(antefix.ConfigError, match="stands at other attention"):
         trainer(tmp_path, last).train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+    subjects = [Subject((), 3, {"labels": labels}).as_dict() for labels in (["a"], ["b"])]
+    one, other = (Trained(torch.nn.Linear(2, 1), [], subject) for subject in subjects)
+    one.save(one.gathered(), tmp_path)
+    with pytest.raises(antefix.ConfigError, match="or tells other labels"):
+        other.load(tmp_path)
     (tmp_path / "checkpoint-4" / "trained.safetensors").write_bytes(b"broken")
     with pytest.raises(antefix.PrefixFormatError, match="is no checkpoint of PrefixTrainer"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

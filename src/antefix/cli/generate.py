@@ -124,7 +124,7 @@ def _read_prompts(prompt: str | None, file: Path | None, template: object, chats
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file '{file}' cannot be read: {error}.") from error
     prompts = [unescape(line) for line in lines if line.strip()]

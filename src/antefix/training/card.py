@@ -62,10 +62,11 @@ class Subject:
         return cls(prefix.sites, prefix.num_virtual_tokens, prefix.metadata)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return where the prefix stands, as plain data."""
+        """Return where the prefix stands, and what its head tells apart, as plain data."""
         sites = [asdict(site) for site in self.sites]
         fingerprint = self.metadata.get("fingerprint")
-        return {"sites": sites, "num_virtual_tokens": self.num_virtual_tokens, "fingerprint": fingerprint}
+        labels = {"labels": self.metadata["labels"]} if "labels" in self.metadata else {}
+        return {"sites": sites, "num_virtual_tokens": self.num_virtual_tokens, "fingerprint": fingerprint, **labels}
 
 
 def model_card(

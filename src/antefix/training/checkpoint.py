@@ -58,7 +58,7 @@ class Trained:
         tensors = self._tensors()
         difference = _difference(kept, tensors)
         if difference is None and subject != self.subject:
-            difference = "its prefix stands at other attention, or at that of another model"
+            difference = "its prefix stands at other attention, or at that of another model, or tells other labels"
         if difference is not None:
             raise ConfigError(
                 f"the checkpoint '{folder}' is of another training: {difference}; resume with the same prefix config "

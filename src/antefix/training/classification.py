@@ -162,8 +162,8 @@ class Classification:
 
 def labels_of(examples: Sequence[Example]) -> list[str]:
     """Return the labels that occur, sorted: as numbers where all are, else as text."""
-    found = {example.answer for example in examples}
-    return sorted(found, key=int if all(label.isdecimal() for label in found) else str)
+    found = sorted({example.answer for example in examples})  # 1 and 01 are one number, and a set has no order
+    return sorted(found, key=int) if all(label.isdecimal() and len(label) < 20 for label in found) else found
 
 
 def _heads(model: PreTrainedModel, drawn: set[str]) -> tuple[str, ...]:

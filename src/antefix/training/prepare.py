@@ -92,7 +92,13 @@ def _with_every_label(trained: list[Example], held_out: list[Example]) -> list[l
     """Train on those held-out examples, too, whose label no other has; all labels are to be learned."""
     known = {example.answer for example in trained}
     moved = [example for example in held_out if example.answer not in known]
-    return [trained + moved, [example for example in held_out if example.answer in known]]
+    kept = [example for example in held_out if example.answer in known]
+    if not kept:
+        raise DataError(
+            f"each of the {len(held_out)} examples to hold out has a label that no other has; give --eval-data, or "
+            "more examples of each label."
+        )
+    return [trained + moved, kept]
 
 
 def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:

@@ -99,7 +99,7 @@ def _read_text(text: str) -> str:
         is_file = False
     if is_file:
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the text '{text}' cannot be read: {error}.") from error
     if path.suffix in (".txt", ".md") and not any(map(str.isspace, text)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 import string
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from antefix.errors import DataError
@@ -53,10 +55,13 @@ class Template:
 
 
 def _unwritable(value: object) -> str | None:
-    """Return what a value is that would be written as Python shows it; None for text and numbers."""
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    return "not a number" if isinstance(value, float) and math.isnan(value) else None
+    """Return what a value is that would be written as Python shows it; None for text, numbers and times."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if isinstance(value, (str, int, float, Decimal, datetime.date, datetime.time, datetime.timedelta)):
+        return None
+    known: dict[type, str] = {list: "a list", dict: "an object", bytes: "binary"}
+    return known.get(type(value), f"of the kind {type(value).__name__}")
 
 
 @dataclass(frozen=True)
