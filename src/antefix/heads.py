@@ -7,7 +7,8 @@ while a prefix is in use, its copy computes instead, for the rows that use it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,14 +27,17 @@ class Heads:
         self.model = model
         self.selection = selection
         self._copies: dict[str, dict[str, nn.Module]] = {}
-        self._undo: dict[str, Callable[[], None]] = {}
+        self._undo: dict[Callable[..., Any], Callable[[], None]] = {}
+        """By the `forward` that lets copies compute in place of a base's module, how to take it from there."""
 
     def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
         """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
 
-        Raises `ConfigError` where a name fits none, more than one, or one that holds attention.
+        Raises `ConfigError` where a name fits none, more than one, or one that holds attention, and where two overlap.
         """
         paths = [self._find(module) for module in modules]
+        if overlap := _overlap(paths):
+            raise ConfigError(f"trainable_modules names {overlap}, which overlap; name only one of them.")
         copies = {path: self._copy(path).float().requires_grad_(True) for path in paths}
         self._copies[name] = copies
         return list(copies.values())
@@ -41,12 +45,14 @@ class Heads:
     def load(self, name: str, parameters: Mapping[str, Tensor]) -> None:
         """Add the modules of a prefix by their tensors' full names in the model.
 
-        Raises `PrefixMismatchError` where the model has no such module, or one of another shape.
+        Raises `PrefixMismatchError` where the model has no such module, or one of another shape, and where two overlap.
         """
         by_path: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in parameters.items():
             path, _, parameter = full_name.partition(":")
             by_path.setdefault(path, {})[parameter] = tensor
+        if overlap := _overlap(by_path):
+            raise PrefixMismatchError(f"the prefix brings trained modules {overlap}, which overlap.")
         loaded = {path: self._load(path, tensors) for path, tensors in by_path.items()}
         self._copies[name] = loaded
 
@@ -93,21 +99,32 @@ class Heads:
     def _copy(self, path: str) -> nn.Module:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
         module = self.model.get_submodule(path)
-        if path not in self._undo:
-            own = module.__dict__.get("forward")
-            original = module.forward
-            module.forward = lambda *args, **kwargs: self._compute(path, original, args, kwargs)
-
-            def undo() -> None:
-                del cast(Any, module).forward
-                if own is not None:
-                    module.forward = own
-
-            self._undo[path] = undo
-        dispatch = module.__dict__.pop("forward")
-        copied = copy.deepcopy(module)
-        module.__dict__["forward"] = dispatch
+        self._dispatch(path, module)
+        copied = copy.deepcopy(module)  # while other threads go on to compute with it
+        for part in copied.modules():
+            if self._dispatches(part):
+                del cast(Any, part).forward
         return copied
+
+    def _dispatch(self, path: str, module: nn.Module) -> None:
+        """Let the copies of the prefixes in use compute in place of this module."""
+        if self._dispatches(module):
+            return
+        own, original = vars(module).get("forward"), module.forward
+
+        def dispatch(*args: Any, **kwargs: Any) -> Any:
+            return self._compute(path, original, args, kwargs)
+
+        def undo() -> None:
+            del cast(Any, module).forward
+            if own is not None:
+                module.forward = own
+
+        self._undo[dispatch] = undo
+        module.forward = dispatch
+
+    def _dispatches(self, module: nn.Module) -> bool:
+        return vars(module).get("forward") in self._undo
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = dict(self.model.named_modules())
@@ -138,6 +155,14 @@ class Heads:
             raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
         owner_of = rows_of(owners, outputs[0].shape[0])
         return torch.stack([outputs[used.index(owner)][row] for row, owner in enumerate(owner_of)])
+
+
+def _overlap(paths: Iterable[str]) -> str | None:
+    """Return two paths of which one is the other or lies inside it, as a sentence names them, if there are such."""
+    for outer, inner in itertools.permutations(paths, 2):
+        if f"{inner}.".startswith(f"{outer}."):
+            return f"'{outer}' and '{inner}'"
+    return None
 
 
 def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Any:
