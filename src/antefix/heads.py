@@ -20,6 +20,10 @@ from antefix.sharding import whole
 from antefix.stack import Selection, names_of, rows_of
 
 
+MODULE_NAME = "antefix_prefixes"
+"""The name under which the model holds the trainable parts, so that any optimiser finds them."""
+
+
 class Heads:
     """The trained copies of one base model's modules, by the name of their prefix."""
 
@@ -78,10 +82,12 @@ class Heads:
             undo()
         self._undo.clear()
 
+    def _base(self) -> dict[str, nn.Module]:
+        """Return the base's modules by path, without what trains beside them."""
+        return {path: module for path, module in self.model.named_modules() if path.split(".")[0] != MODULE_NAME}
+
     def _find(self, wanted: str) -> str:
-        paths: list[str] = [
-            path for path, _ in self.model.named_modules() if path == wanted or path.endswith(f".{wanted}")
-        ]
+        paths = [path for path in self._base() if path == wanted or path.endswith(f".{wanted}")]
         if len(paths) != 1:
             found = " and ".join(f"'{path}'" for path in paths) or "none"
             raise ConfigError(
@@ -127,7 +133,7 @@ class Heads:
         return vars(module).get("forward") in self._undo
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-        modules = dict(self.model.named_modules())
+        modules = self._base()
         if path not in modules or self._holds_attention(path):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}

@@ -114,7 +114,7 @@ def test_a_head_by_hand() -> None:
     assert_close(by_hand(CLASSIFIER, bank.prefix("task"), inputs), logits(model, **inputs))
 
 
-@pytest.mark.parametrize("order", [("out_proj", "classifier")], ids="-".join)
+@pytest.mark.parametrize("order", [("out_proj", "classifier"), ("classifier", "out_proj")], ids="-".join)
 def test_a_head_inside_that_of_another_prefix(order: tuple[str, str]) -> None:
     """Each prefix trains the whole of its own, and computes by it alone."""
     family, model = build(ROBERTA)
@@ -183,6 +183,19 @@ def test_a_module_that_reads_token_ids_answers_as_a_bf16_base_would() -> None:
     assert all(parameter.grad is not None for module in bank.modules("p") for parameter in module.parameters())
     with bank.use(None):
         assert torch.equal(logits(model, input_ids=ids), bare)
+
+
+def test_a_name_finds_the_base_alone() -> None:
+    """What a prefix trains is in the model, too, and is no module that another could mean."""
+    family, model = build(ROBERTA)
+    bank = attach(family, model)
+    bank.add("outer", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    bank.add("inner", antefix.PrefixConfig(**CONFIG, trainable_modules=["out_proj"]))
+    assert set(bank.prefix("inner").modules) == {"classifier.out_proj:weight", "classifier.out_proj:bias"}
+    prefix = bank.prefix("inner")
+    own = {f"antefix_prefixes.1.{name.partition('.')[2]}": value for name, value in prefix.modules.items()}
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'antefix_prefixes\.1\.out_proj', which is no head"):
+        bank.add("hostile", antefix.Prefix(prefix.sites, prefix.keys, prefix.values, {}, own))
 
 
 @pytest.mark.parametrize(
