@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from antefix.attention.carrier import Carrier
 from antefix.errors import ConfigError, PrefixMismatchError
 from antefix.sharding import whole
 from antefix.stack import Selection, names_of, rows_of
-
 
 MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""
@@ -30,6 +30,7 @@ class Heads:
     def __init__(self, model: PreTrainedModel, selection: Callable[[], Selection]) -> None:
         self.model = model
         self.selection = selection
+        self._in_use = Carrier(self._selected)
         self._copies: dict[str, dict[str, nn.Module]] = {}
         self._undo: dict[Callable[..., Any], Callable[[], None]] = {}
         """By the `forward` that lets copies compute in place of a base's module, how to take it from there."""
@@ -117,17 +118,33 @@ class Heads:
         if self._dispatches(module):
             return
         own, original = vars(module).get("forward"), module.forward
+        layers = self._checkpointed_around(module)
+
+        # Functions, not methods: a deep copy of a module that they lie in leaves them, and all heads, as they are.
+        def remember(layer: nn.Module, args: Any) -> None:
+            self._in_use.enter_checkpoints([layer])
 
         def dispatch(*args: Any, **kwargs: Any) -> Any:
             return self._compute(path, original, args, kwargs)
+
+        hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
 
         def undo() -> None:
             del cast(Any, module).forward
             if own is not None:
                 module.forward = own
+            for hook in hooks:
+                hook.remove()
+            self._in_use.leave_checkpoints(layers)
 
         self._undo[dispatch] = undo
         module.forward = dispatch
+
+    def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
+        """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
+        others = (other for other in self.model.modules() if other is not module)
+        checkpointed = [other for other in others if hasattr(other, "gradient_checkpointing")]
+        return [outer for outer in checkpointed if any(part is module for part in outer.modules())]
 
     def _dispatches(self, module: nn.Module) -> bool:
         return vars(module).get("forward") in self._undo
@@ -146,28 +163,30 @@ class Heads:
         module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
         return module
 
+    def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
+        """Return the copies, by path, of each prefix that this thread uses now, in the order of its selection."""
+        return [self._copies.get(name or "", {}) for name in names_of(self.selection())]
+
     def _compute(self, path: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        selection = self.selection()
-        owners = [name if path in self._copies.get(name or "", {}) else None for name in names_of(selection)]
-        used = list(dict.fromkeys(owners))
+        choices = [copies.get(path) for copies in self._in_use.held]
+        used = list(dict.fromkeys(choices))
         dtype = next(self.model.get_submodule(path).parameters()).dtype
         outputs = [
-            original(*args, **kwargs) if name is None else _call(self._copies[name][path], args, kwargs, dtype)
-            for name in used
+            original(*args, **kwargs) if module is None else _call(module, args, kwargs, dtype) for module in used
         ]
         if len(outputs) == 1:
             return outputs[0]
         if not all(isinstance(output, Tensor) for output in outputs):
             raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
-        owner_of = rows_of(owners, outputs[0].shape[0])
-        return torch.stack([outputs[used.index(owner)][row] for row, owner in enumerate(owner_of)])
+        chosen = rows_of(choices, outputs[0].shape[0])
+        return torch.stack([outputs[used.index(module)][row] for row, module in enumerate(chosen)])
 
 
 def _overlap(paths: Iterable[str]) -> str | None:
     """Return two paths of which one is the other or lies inside it, as a sentence names them, if there are such."""
-    for outer, inner in itertools.permutations(paths, 2):
-        if f"{inner}.".startswith(f"{outer}."):
-            return f"'{outer}' and '{inner}'"
+    for outer, inner in itertools.pairwise(sorted(f"{path}." for path in paths)):  # what lies inside comes right after
+        if inner.startswith(outer):
+            return f"'{outer[:-1]}' and '{inner[:-1]}'"
     return None
 
 
