@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ from antefix.stack import Selection, names_of, rows_of
 
 MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""
+
+_MOVING = threading.Lock()  # a thread that finds a copy half moved waits for the rest
 
 
 class Heads:
@@ -161,6 +164,7 @@ class Heads:
             )
         module = self._copy(path).requires_grad_(False)
         module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
+        module.register_forward_pre_hook(_follow_inputs, with_kwargs=True)
         return module
 
     def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
@@ -203,6 +207,15 @@ def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dty
 
     output = module(*(cast_to(v, inner) for v in args), **{name: cast_to(v, inner) for name, v in kwargs.items()})
     return cast_to(output, outer)
+
+
+def _follow_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Bring a loaded copy to where its inputs are, once: it is no part of the model, and does not move with it."""
+    device = next((value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if device is not None and any(tensor.device != device for tensor in tensors):
+        with _MOVING, torch.inference_mode(False):  # what is kept may be of use to a training step, too
+            module.to(device)
 
 
 def _is_float(value: object) -> bool:

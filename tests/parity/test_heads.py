@@ -221,6 +221,22 @@ def test_modules_of_one_prefix_that_overlap_are_refused(wanted: tuple[str, str],
         bank.add("p", antefix.Prefix(made.sites, made.keys, made.values, {}, state))
 
 
+def test_a_loaded_head_goes_where_its_model_went() -> None:
+    """It is not in the model, as a trained one is; of all devices, "meta" alone is always there."""
+    family, model = build(CLASSIFIER)
+    bank = attach(family, model)
+    bank.add("trained", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    bank.add("loaded", bank.prefix("trained"))
+    model.to("meta")
+    inputs = {name: value.to("meta") for name, value in family.draw_inputs().items()}
+    for choice in ("loaded", ["loaded", None], "trained"):
+        with bank.use(choice), torch.inference_mode():  # what is moved in it is of use outside of it
+            assert model(**inputs)[0].device.type == "meta"
+    with bank.use(["loaded", "trained"]):
+        model(**inputs)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in bank.modules("trained")[-1].parameters())
+
+
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     family, model = build(CLASSIFIER)
     bank = attach(family, model)
