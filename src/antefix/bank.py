@@ -15,7 +15,7 @@ from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
-from antefix.heads import Heads
+from antefix.heads import MODULE_NAME, Heads
 from antefix.initialize import initial_prefix
 from antefix.peft_format import read_peft
 from antefix.placement import Placement
@@ -25,9 +25,6 @@ from antefix.sites import KINDS, Kind, Site, sites_and_cut_off
 from antefix.stack import Selection, names_of
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
-
-MODULE_NAME = "antefix_prefixes"
-"""The name under which the model holds the trainable parts, so that any optimiser finds them."""
 
 
 def attach(

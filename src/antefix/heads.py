@@ -7,16 +7,24 @@ while a prefix is in use, its copy computes instead, for the rows that use it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from antefix.attention.carrier import Carrier
 from antefix.errors import ConfigError, PrefixMismatchError
 from antefix.sharding import whole
 from antefix.stack import Selection, names_of, rows_of
+
+MODULE_NAME = "antefix_prefixes"
+"""The name under which the model holds the trainable parts, so that any optimiser finds them."""
+
+_MOVING = threading.Lock()  # a thread that finds a copy half moved waits for the rest
 
 
 class Heads:
@@ -25,15 +33,19 @@ class Heads:
     def __init__(self, model: PreTrainedModel, selection: Callable[[], Selection]) -> None:
         self.model = model
         self.selection = selection
+        self._in_use = Carrier(self._selected)
         self._copies: dict[str, dict[str, nn.Module]] = {}
-        self._undo: dict[str, Callable[[], None]] = {}
+        self._undo: dict[Callable[..., Any], Callable[[], None]] = {}
+        """By the `forward` that lets copies compute in place of a base's module, how to take it from there."""
 
     def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
         """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
 
-        Raises `ConfigError` where a name fits none, more than one, or one that holds attention.
+        Raises `ConfigError` where a name fits none, more than one, or one that holds attention, and where two overlap.
         """
         paths = [self._find(module) for module in modules]
+        if overlap := _overlap(paths):
+            raise ConfigError(f"trainable_modules names {overlap}, which overlap; name only one of them.")
         copies = {path: self._copy(path).float().requires_grad_(True) for path in paths}
         self._copies[name] = copies
         return list(copies.values())
@@ -41,12 +53,14 @@ class Heads:
     def load(self, name: str, parameters: Mapping[str, Tensor]) -> None:
         """Add the modules of a prefix by their tensors' full names in the model.
 
-        Raises `PrefixMismatchError` where the model has no such module, or one of another shape.
+        Raises `PrefixMismatchError` where the model has no such module, or one of another shape, and where two overlap.
         """
         by_path: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in parameters.items():
             path, _, parameter = full_name.partition(":")
             by_path.setdefault(path, {})[parameter] = tensor
+        if overlap := _overlap(by_path):
+            raise PrefixMismatchError(f"the prefix brings trained modules {overlap}, which overlap.")
         loaded = {path: self._load(path, tensors) for path, tensors in by_path.items()}
         self._copies[name] = loaded
 
@@ -72,10 +86,12 @@ class Heads:
             undo()
         self._undo.clear()
 
+    def _base(self) -> dict[str, nn.Module]:
+        """Return the base's modules by path, without what trains beside them."""
+        return {path: module for path, module in self.model.named_modules() if path.split(".")[0] != MODULE_NAME}
+
     def _find(self, wanted: str) -> str:
-        paths: list[str] = [
-            path for path, _ in self.model.named_modules() if path == wanted or path.endswith(f".{wanted}")
-        ]
+        paths = [path for path in self._base() if path == wanted or path.endswith(f".{wanted}")]
         if len(paths) != 1:
             found = " and ".join(f"'{path}'" for path in paths) or "none"
             raise ConfigError(
@@ -93,24 +109,51 @@ class Heads:
     def _copy(self, path: str) -> nn.Module:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
         module = self.model.get_submodule(path)
-        if path not in self._undo:
-            own = module.__dict__.get("forward")
-            original = module.forward
-            module.forward = lambda *args, **kwargs: self._compute(path, original, args, kwargs)
-
-            def undo() -> None:
-                del cast(Any, module).forward
-                if own is not None:
-                    module.forward = own
-
-            self._undo[path] = undo
-        dispatch = module.__dict__.pop("forward")
-        copied = copy.deepcopy(module)
-        module.__dict__["forward"] = dispatch
+        self._dispatch(path, module)
+        copied = copy.deepcopy(module)  # while other threads go on to compute with it
+        for part in copied.modules():
+            if self._dispatches(part):
+                del cast(Any, part).forward
         return copied
 
+    def _dispatch(self, path: str, module: nn.Module) -> None:
+        """Let the copies of the prefixes in use compute in place of this module."""
+        if self._dispatches(module):
+            return
+        own, original = vars(module).get("forward"), module.forward
+        layers = self._checkpointed_around(module)
+
+        # Functions, not methods: a deep copy of a module that they lie in leaves them, and all heads, as they are.
+        def remember(layer: nn.Module, args: Any) -> None:
+            self._in_use.enter_checkpoints([layer])
+
+        def dispatch(*args: Any, **kwargs: Any) -> Any:
+            return self._compute(path, original, args, kwargs)
+
+        hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
+
+        def undo() -> None:
+            del cast(Any, module).forward
+            if own is not None:
+                module.forward = own
+            for hook in hooks:
+                hook.remove()
+            self._in_use.leave_checkpoints(layers)
+
+        self._undo[dispatch] = undo
+        module.forward = dispatch
+
+    def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
+        """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
+        others = (other for other in self.model.modules() if other is not module)
+        checkpointed = [other for other in others if hasattr(other, "gradient_checkpointing")]
+        return [outer for outer in checkpointed if any(part is module for part in outer.modules())]
+
+    def _dispatches(self, module: nn.Module) -> bool:
+        return vars(module).get("forward") in self._undo
+
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-        modules = dict(self.model.named_modules())
+        modules = self._base()
         if path not in modules or self._holds_attention(path):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
@@ -121,23 +164,34 @@ class Heads:
             )
         module = self._copy(path).requires_grad_(False)
         module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
+        module.register_forward_pre_hook(_follow_inputs, with_kwargs=True)
         return module
 
+    def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
+        """Return the copies, by path, of each prefix that this thread uses now, in the order of its selection."""
+        return [self._copies.get(name or "", {}) for name in names_of(self.selection())]
+
     def _compute(self, path: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        selection = self.selection()
-        owners = [name if path in self._copies.get(name or "", {}) else None for name in names_of(selection)]
-        used = list(dict.fromkeys(owners))
+        choices = [copies.get(path) for copies in self._in_use.held]
+        used = list(dict.fromkeys(choices))
         dtype = next(self.model.get_submodule(path).parameters()).dtype
         outputs = [
-            original(*args, **kwargs) if name is None else _call(self._copies[name][path], args, kwargs, dtype)
-            for name in used
+            original(*args, **kwargs) if module is None else _call(module, args, kwargs, dtype) for module in used
         ]
         if len(outputs) == 1:
             return outputs[0]
         if not all(isinstance(output, Tensor) for output in outputs):
             raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
-        owner_of = rows_of(owners, outputs[0].shape[0])
-        return torch.stack([outputs[used.index(owner)][row] for row, owner in enumerate(owner_of)])
+        chosen = rows_of(choices, outputs[0].shape[0])
+        return torch.stack([outputs[used.index(module)][row] for row, module in enumerate(chosen)])
+
+
+def _overlap(paths: Iterable[str]) -> str | None:
+    """Return two paths of which one is the other or lies inside it, as a sentence names them, if there are such."""
+    for outer, inner in itertools.pairwise(sorted(f"{path}." for path in paths)):  # what lies inside comes right after
+        if inner.startswith(outer):
+            return f"'{outer[:-1]}' and '{inner[:-1]}'"
+    return None
 
 
 def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -153,6 +207,15 @@ def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dty
 
     output = module(*(cast_to(v, inner) for v in args), **{name: cast_to(v, inner) for name, v in kwargs.items()})
     return cast_to(output, outer)
+
+
+def _follow_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Bring a loaded copy to where its inputs are, once: it is no part of the model, and does not move with it."""
+    device = next((value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if device is not None and any(tensor.device != device for tensor in tensors):
+        with _MOVING, torch.inference_mode(False):  # what is kept may be of use to a training step, too
+            module.to(device)
 
 
 def _is_float(value: object) -> bool:

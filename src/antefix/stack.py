@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +18,7 @@ from antefix.sites import KEYWORD, Site, takes_keywords
 
 Selection: TypeAlias = "str | Sequence[str | None] | None"
 """A prefix for all rows by name, one (or None, the bare base) for each row, or None for all."""
+Choice = TypeVar("Choice")
 
 
 class Stack:
@@ -33,7 +34,7 @@ class Stack:
         sites: Sequence[Site],
         selection: Callable[[], Selection],
         materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
-        carrier: Carrier | None,
+        carrier: Carrier[ForwardPrefixes | None] | None,
     ) -> None:
         self.module = module
         self.sites = sites
@@ -70,7 +71,7 @@ class Stack:
             hook.remove()
         self.positions.close()
         if self.carrier is not None:
-            self.carrier.leave_checkpoints(self.module)
+            self.carrier.leave_checkpoints(self.module.modules())
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -80,13 +81,13 @@ class Stack:
         if self.sends_keyword:
             inputs[KEYWORD] = prefixes
         if self.carrier is not None:
-            self.carrier.prefixes = prefixes
-            self.carrier.enter_checkpoints(module)
+            self.carrier.hold(prefixes)
+            self.carrier.enter_checkpoints(module.modules())
         return (), inputs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.carrier is not None:
-            self.carrier.prefixes = None
+            self.carrier.hold(None)
         self.positions.finish(succeeded=output is not None)
 
     def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
@@ -130,7 +131,7 @@ def names_of(selection: Selection) -> Sequence[str | None]:
     return selection
 
 
-def rows_of(names: Sequence[str | None], batch: int) -> list[str | None]:
+def rows_of(names: Sequence[Choice], batch: int) -> list[Choice]:
     """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers.
 
     Raises `ConfigError` where the rows are no multiple of the names.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
-from antefix.attention.state import KeysAndValues
+from antefix.attention.state import ForwardPrefixes, KeysAndValues
 from antefix.errors import ContextLengthError
 from antefix.sites import Kind, Site, stack_path
 from antefix.stack import Selection, Stack
@@ -38,7 +38,8 @@ class Stacks:
         for path, own in sites_of.items():
             module = model.get_submodule(path)
             assert isinstance(module, PreTrainedModel)
-            carrier = Carrier() if any(site.path in cut_off for site in own) else None
+            is_cut_off = any(site.path in cut_off for site in own)
+            carrier: Carrier[ForwardPrefixes | None] | None = Carrier(lambda: None) if is_cut_off else None
             self._undo += [open_site(model.get_submodule(site.path), site, carrier) for site in own]
             self._stacks[path] = Stack(module, own, selection, materialize, carrier)
 

@@ -18,6 +18,7 @@ from tests.parity.families import FAMILIES, Family, draw_ids
 
 CONFIG: dict[str, Any] = {"num_virtual_tokens": 5, "init": "random"}
 CLASSIFIER = ("BERT", "AutoModelForSequenceClassification", "classifier")
+ROBERTA = ("RoBERTa", "AutoModelForSequenceClassification", "classifier")
 
 
 def train_two_steps(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
@@ -93,6 +94,16 @@ def trains_saves_and_restores(family: Family, model_class: str, head: str, folde
     assert "forward" not in vars(fresh.get_submodule(head))
 
 
+def by_hand(case: tuple[str, str, str], prefix: antefix.Prefix, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the logits of a base into which the prefix's modules are put, with the prefix alone."""
+    family, other = build(case)
+    other.load_state_dict({name.replace(":", "."): value for name, value in prefix.modules.items()}, strict=False)
+    bank = attach(family, other)
+    bank.add("alone", antefix.Prefix(prefix.sites, prefix.keys, prefix.values))
+    with bank.use("alone"):
+        return logits(other, **inputs)
+
+
 def test_a_head_by_hand() -> None:
     """The head that is used is the prefix's: the base with those weights, and the prefix alone, gives the same."""
     family, model = build(CLASSIFIER)
@@ -100,13 +111,25 @@ def test_a_head_by_hand() -> None:
     bank = attach(family, model)
     bank.add("task", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
     train_two_steps(model, inputs)
-    expected, prefix = logits(model, **inputs), bank.prefix("task")
-    _, other = build(CLASSIFIER)
-    other.classifier.load_state_dict({name.partition(":")[2]: value for name, value in prefix.modules.items()})
-    bank = attach(family, other)
-    bank.add("alone", antefix.Prefix(prefix.sites, prefix.keys, prefix.values))
-    with bank.use("alone"):
-        assert_close(logits(other, **inputs), expected)
+    assert_close(by_hand(CLASSIFIER, bank.prefix("task"), inputs), logits(model, **inputs))
+
+
+@pytest.mark.parametrize("order", [("out_proj", "classifier"), ("classifier", "out_proj")], ids="-".join)
+def test_a_head_inside_that_of_another_prefix(order: tuple[str, str]) -> None:
+    """Each prefix trains the whole of its own, and computes by it alone."""
+    family, model = build(ROBERTA)
+    inputs = family.draw_inputs()
+    bank = attach(family, model)
+    for module in order:
+        bank.add(module, antefix.PrefixConfig(**CONFIG, trainable_modules=[module]))
+        before = bank.prefix(module).modules
+        train_two_steps(model, inputs)
+        after = bank.prefix(module).modules
+        assert after
+        assert all(not torch.equal(after[name], before[name]) for name in after)
+    for module in order:
+        with bank.use(module):
+            assert_close(logits(model, **inputs), by_hand(ROBERTA, bank.prefix(module), inputs))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +183,58 @@ def test_a_module_that_reads_token_ids_answers_as_a_bf16_base_would() -> None:
     assert all(parameter.grad is not None for module in bank.modules("p") for parameter in module.parameters())
     with bank.use(None):
         assert torch.equal(logits(model, input_ids=ids), bare)
+
+
+def test_a_name_finds_the_base_alone() -> None:
+    """What a prefix trains is in the model, too, and is no module that another could mean."""
+    family, model = build(ROBERTA)
+    bank = attach(family, model)
+    bank.add("outer", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    bank.add("inner", antefix.PrefixConfig(**CONFIG, trainable_modules=["out_proj"]))
+    assert set(bank.prefix("inner").modules) == {"classifier.out_proj:weight", "classifier.out_proj:bias"}
+    prefix = bank.prefix("inner")
+    own = {f"antefix_prefixes.1.{name.partition('.')[2]}": value for name, value in prefix.modules.items()}
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'antefix_prefixes\.1\.out_proj', which is no head"):
+        bank.add("hostile", antefix.Prefix(prefix.sites, prefix.keys, prefix.values, {}, own))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (("classifier", "out_proj"), "'classifier' and 'classifier.out_proj'"),
+        (("out_proj", "classifier"), "'classifier' and 'classifier.out_proj'"),
+        (("out_proj", "classifier.out_proj"), "'classifier.out_proj' and 'classifier.out_proj'"),
+    ],
+)
+def test_modules_of_one_prefix_that_overlap_are_refused(wanted: tuple[str, str], found: str) -> None:
+    family, model = build(ROBERTA)
+    bank = attach(family, model)
+    with pytest.raises(antefix.ConfigError, match=f"trainable_modules names {found}, which overlap"):
+        bank.add("p", antefix.PrefixConfig(**CONFIG, trainable_modules=wanted))
+    assert bank.names == []
+    assert not any("forward" in vars(module) for module in model.modules())
+
+    state = {f"classifier:{name}": value for name, value in model.classifier.state_dict().items()}
+    state |= {f"classifier.out_proj:{name}": value for name, value in model.classifier.out_proj.state_dict().items()}
+    made = random_prefix(bank.sites, 5)
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'classifier' and 'classifier\.out_proj', which overlap"):
+        bank.add("p", antefix.Prefix(made.sites, made.keys, made.values, {}, state))
+
+
+def test_a_loaded_head_goes_where_its_model_went() -> None:
+    """It is not in the model, as a trained one is; of all devices, "meta" alone is always there."""
+    family, model = build(CLASSIFIER)
+    bank = attach(family, model)
+    bank.add("trained", antefix.PrefixConfig(**CONFIG, trainable_modules=["classifier"]))
+    bank.add("loaded", bank.prefix("trained"))
+    model.to("meta")
+    inputs = {name: value.to("meta") for name, value in family.draw_inputs().items()}
+    for choice in ("loaded", ["loaded", None], "trained"):
+        with bank.use(choice), torch.inference_mode():  # what is moved in it is of use outside of it
+            assert model(**inputs)[0].device.type == "meta"
+    with bank.use(["loaded", "trained"]):
+        model(**inputs)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in bank.modules("trained")[-1].parameters())
 
 
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import antefix
-from tests.parity.compare import assert_close, with_prefix
+from tests.parity.compare import assert_close, attach, with_prefix
 from tests.parity.conftest import over
 from tests.parity.families import FAMILIES, Family, draw_ids
 
@@ -59,6 +60,62 @@ def test_checkpointing(family: Family) -> None:
     for actual, plain in zip(both(), expected, strict=True):
         assert plain.abs().max() > 0
         assert_close(actual, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("Llama", "layers.1.mlp"), ("StableLM", "layers.1.mlp"), ("BERT", "layer.1.output")]
+)
+def test_checkpointing_of_layers_with_modules_of_their_own(name: str, module: str) -> None:
+    """They run again with the modules that they ran with, in another thread and while another prefix is in use."""
+    family = FAMILIES[name]
+    model = without_dropout(family.build())
+    bank = attach(family, model)
+    for prefix in ("a", "b"):
+        bank.add(prefix, antefix.PrefixConfig(4, init="random", trainable_modules=[module]))
+        with torch.no_grad():
+            for parameter in bank.modules(prefix)[-1].parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.train()
+
+    def interleaved() -> list[Tensor]:
+        losses = []
+        for seed, choice in enumerate(("a", ["b", "a"], [None, "b"], "b")):
+            with bank.use(choice):
+                losses.append(loss(model, family.draw_inputs(seed=seed)))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.stack(losses).sum().backward).result()
+        return [*torch.stack(losses).detach(), *gradients(model)]
+
+    expected = interleaved()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoints = {id(part): vars(part).get("_gradient_checkpointing_func") for part in model.modules()}
+    actual = interleaved()
+    assert len(actual) == len(expected) == 4 + len(list(model.antefix_prefixes.parameters()))
+    for one, plain in zip(actual, expected, strict=True):
+        assert plain.abs().max() > 0
+        assert_close(one, plain)
+    bank.detach()
+    assert all(vars(part).get("_gradient_checkpointing_func") is checkpoints[id(part)] for part in model.modules())
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_a_checkpointed_layer_is_trained_whole_after_a_part_of_it() -> None:
+    """The layer is copied as it is, although it remembers by now what it ran under."""
+    family = FAMILIES["LFM2"]
+    model = without_dropout(family.build()).train()
+    bank = attach(family, model)
+    bank.add("part", antefix.PrefixConfig(4, init="random", trainable_modules=["layers.0.feed_forward"]))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    loss(model, family.draw_inputs()).backward()
+    expected = gradients(model)
+    bank.add("layer", antefix.PrefixConfig(4, init="random", trainable_modules=["layers.0"]))
+    loss(model, family.draw_inputs()).backward()
+    assert all(parameter.grad is not None for parameter in bank.modules("layer")[-1].parameters())
+    model.zero_grad(set_to_none=True)
+    with bank.use("part"):
+        loss(model, family.draw_inputs()).backward()
+    for actual, before in zip(gradients(model), expected, strict=True):
+        assert_close(actual, before)
 
 
 @over("decoder", "encoder", "encoder-decoder", "speech", "vision")

@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 SUPPORTED = ("eager", "sdpa", "flex_attention")
 
 
-def open_site(module: nn.Module, site: Site, carrier: Carrier | None = None) -> Callable[[], None]:
+def open_site(
+    module: nn.Module, site: Site, carrier: Carrier[ForwardPrefixes | None] | None = None
+) -> Callable[[], None]:
     """Let prefixes into the attention of one module; the returned function closes it again, bit for bit.
 
     A module that no keyword reaches gets its prefixes from a carrier.
@@ -47,7 +49,7 @@ def attend(
     own = settings_of(module.config)
     site: Site = own["antefix_site"]
     if forward is None and own["antefix_carrier"] is not None:
-        forward = own["antefix_carrier"].prefixes
+        forward = own["antefix_carrier"].held
     if forward is None:
         raise UnsupportedModelError(
             f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "

@@ -1,73 +1,91 @@
-"""`Carrier`: how prefixes reach attention modules to which their model passes no keyword on.
+"""`Carrier`: how what a forward goes by reaches modules to which their model passes no keyword on.
 
-It holds the prefixes of the forward that this thread is in. A checkpointed layer runs again in the backward, perhaps in
-another thread and after other forwards; so it is made to remember the prefixes that it ran under.
+It holds that for the thread that the forward is in. A checkpointed layer runs again in the backward, perhaps in another
+thread and after other forwards; so it is made to remember what it ran under.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
 
-from antefix.attention.state import ForwardPrefixes
+Held = TypeVar("Held")
 
 
-class Carrier:
-    """The prefixes of one stack's forward in this thread, for those of its sites that a keyword does not reach."""
+class Carrier(Generic[Held]):
+    """What this thread's forward goes by, and what `otherwise` returns while the thread holds nothing."""
 
-    def __init__(self) -> None:
-        self._held = threading.local()  # as it is: of a subclass, torch.compile would read the wrong attribute
+    def __init__(self, otherwise: Callable[[], Held]) -> None:
+        self._thread = threading.local()  # as it is: of a subclass, torch.compile would read the wrong attribute
+        self._otherwise = otherwise
 
     @property
-    def prefixes(self) -> ForwardPrefixes | None:
-        """The prefixes of the forward that this thread is in, None outside of one."""
-        return getattr(self._held, "prefixes", None)
+    def held(self) -> Held:
+        """What the forward that this thread is in goes by."""
+        held: Held | None = getattr(self._thread, "held", None)
+        return self._otherwise() if held is None else held
 
-    @prefixes.setter
-    def prefixes(self, prefixes: ForwardPrefixes | None) -> None:
-        self._held.prefixes = prefixes
+    def hold(self, held: Held | None) -> None:
+        """Hold this in this thread from now on; None is nothing."""
+        self._thread.held = held
+
+    def under_the_same(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a layer that runs in any thread under what is held in this one now."""
+        held = self.held
+
+        def layer_under_the_same(*args: Any, **kwargs: Any) -> Any:
+            with self._holding(held):
+                return layer(*args, **kwargs)
+
+        return layer_under_the_same
+
+    def enter_checkpoints(self, modules: Iterable[nn.Module]) -> None:
+        """Make those modules that are checkpointed now run again under what they ran under."""
+        for module in modules:
+            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+            if checkpoint is None:
+                continue
+            if not isinstance(checkpoint, _RememberingCheckpoint):
+                checkpoint = cast(Any, module)._gradient_checkpointing_func = _RememberingCheckpoint(checkpoint)
+            if self not in checkpoint.carriers:
+                checkpoint.carriers.append(self)
+
+    def leave_checkpoints(self, modules: Iterable[nn.Module]) -> None:
+        """Undo `enter_checkpoints`."""
+        for module in modules:
+            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+            if isinstance(checkpoint, _RememberingCheckpoint) and self in checkpoint.carriers:
+                checkpoint.carriers.remove(self)
+                if not checkpoint.carriers:
+                    cast(Any, module)._gradient_checkpointing_func = checkpoint.original
 
     @contextmanager
-    def holding(self, prefixes: ForwardPrefixes | None) -> Iterator[None]:
-        """Hold these prefixes for as long as the context lasts."""
-        outer, self.prefixes = self.prefixes, prefixes
+    def _holding(self, held: Held) -> Iterator[None]:
+        outer = getattr(self._thread, "held", None)
+        self.hold(held)
         try:
             yield
         finally:
-            self.prefixes = outer
-
-    def enter_checkpoints(self, stack: nn.Module) -> None:
-        """Make the layers of a stack that are checkpointed now remember the prefixes they run under."""
-        for module in stack.modules():
-            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-            if checkpoint is not None and not isinstance(checkpoint, _RememberingCheckpoint):
-                cast(Any, module)._gradient_checkpointing_func = _RememberingCheckpoint(checkpoint, self)
-
-    def leave_checkpoints(self, stack: nn.Module) -> None:
-        """Undo `enter_checkpoints`."""
-        for module in stack.modules():
-            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-            if isinstance(checkpoint, _RememberingCheckpoint):
-                cast(Any, module)._gradient_checkpointing_func = checkpoint.original
+            self.hold(outer)
 
 
 class _RememberingCheckpoint:
-    """A checkpoint function whose layer runs again under the prefixes that it ran under at first."""
+    """A checkpoint function whose layer runs again under what some carriers held when it ran at first."""
 
-    def __init__(self, original: Callable[..., Any], carrier: Carrier) -> None:
+    def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
-        self.carrier = carrier
+        self.carriers: list[Carrier[Any]] = []
         self.keywords = getattr(original, "keywords", {})  # where Transformers keeps `use_reentrant`
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        prefixes = self.carrier.prefixes
+        for carrier in self.carriers:
+            layer = carrier.under_the_same(layer)
+        return self.original(layer, *args, **kwargs)
 
-        def layer_under_prefixes(*inputs: Any, **keywords: Any) -> Any:
-            with self.carrier.holding(prefixes):
-                return layer(*inputs, **keywords)
-
-        return self.original(layer_under_prefixes, *args, **kwargs)
+    def __deepcopy__(self, memo: Any) -> Callable[..., Any]:
+        """Let a copied layer remember nothing: it is not of the stack, and nothing in it asks a carrier."""
+        return self.original

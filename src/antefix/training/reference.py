@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from antefix.bank import MODULE_NAME, PrefixBank
+from antefix.bank import PrefixBank
+from antefix.heads import MODULE_NAME
 
 
 class BareBase(nn.Module):
