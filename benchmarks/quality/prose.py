@@ -15,13 +15,14 @@ It is a small model: what holds for it need not hold for one a thousand times as
 BART that spells words in phonemes."""
 
 IN_SHORT = """\
-With all examples a prefix is level with PEFT's within the spread of seeds, though on E2E it leans to being behind
-([six seeds](#beside-pefts-prefix)). With few examples it has the lower loss where both stand in a decoder, as it starts
-from a text; of phonemes, where PEFT's tokens are all in the decoder, it is behind ([figures](#few-examples)). Where a
-base is asked about what it sees already, as of families, it is level with LoRA and full fine-tuning, too, given all
-examples. Where the base is to learn something new, as to spell or to word what is given as a list, LoRA learns more
-with as many parameters, and more tokens do not bring a prefix there: it adds to what tokens attend to, and cannot
-change how they do (Petrov et al. 2024)."""
+After a short training on all examples a prefix is level with PEFT's within the spread of seeds, though its loss leans
+to being behind on E2E and on phonemes ([six seeds](#beside-pefts-prefix)); from the same text PEFT's trains to the
+same figures. PEFT's MLP has the lower loss on phonemes, the better accuracy on families and the higher loss on E2E.
+With few examples neither is ahead throughout, but of phonemes, where PEFT's tokens are all in the decoder and it is
+([figures](#few-examples)). Where a base is asked about what it sees already, as of families, a prefix comes to what
+LoRA and full fine-tuning come to. Where the base is to learn something new, as to spell or to word what is given as a
+list, LoRA learns more with as many parameters, and more tokens do not bring a prefix there: it adds to what tokens
+attend to, and cannot change how they do (Petrov et al. 2024)."""
 
 TASKS = {
     "phonemes": """\
@@ -41,8 +42,8 @@ written greedily, the loss is of 500 examples. 200 steps of 8 read 1,600 of the 
 SETTINGS = """\
 The default prefix and others that differ from it in one setting, each at its own best learning rate of the three
 around the default's (the MLP of four, a head at the same rate of six). Some are best at the end of the three: "random"
-of family, and lengths 1, 2 and 8 of phonemes, at the low one. Sequences of the model of phonemes share 64 positions with the prefix, so it has other lengths
-than the rest.
+of family, and lengths 1, 2 and 8 of phonemes, at the low one. Sequences of the model of phonemes share 64 positions
+with the prefix, so it has other lengths than the rest.
 
 No setting is ahead of the default on all three tasks, and few are on one by more than seeds differ. The MLP gains on
 phonemes, as a start from noise does by its loss. A frozen first token loses there, where it is one of four, and costs
@@ -57,9 +58,9 @@ end, values at three times the rate and the MLP of three layers, of phonemes, at
 
 None is below the default's in a decoder, so antefix has none of them as an option. On phonemes several are, two by far.
 Prefix-Tuning+ (Wang et al. 2025) adds a matrix to each layer in place of tokens: 16 times as many numbers as the prefix
-has there, and no keys and values that a file, a mixed batch or vLLM could take. A prefix in cross-attention alone, with three
-times the tokens for as many numbers, needs no option of its own: it is `sites=("cross",)`, and worth a try with any
-encoder-decoder."""
+has there, and no keys and values that a file, a mixed batch or vLLM could take. A prefix in cross-attention alone, with
+three times the tokens for as many numbers, needs no option of its own: it is `sites=("cross",)`, and worth a try with
+any encoder-decoder."""
 
 TWINS = """\
 In a decoder the two are one function: from PEFT's numbers antefix trains to PEFT's loss, and what differs is where they
@@ -67,9 +68,10 @@ start, at a text here and at noise there. That takes more seeds to tell, so here
 examples in the same order, and the last column is the mean and standard deviation of its differences."""
 
 FEW = """\
-The same learning rates, a third of the steps, and examples drawn by the seed. BLEU of 200 prompts is coarser than the
-loss: of E2E the prefix has the lower loss than PEFT's with 50 and 100 examples, the same with 200 and 500, and often
-the lower BLEU."""
+The same learning rates, a third of the steps, and examples drawn by the seed. Three seeds make few differences sure. Of
+E2E and of families the prefix's loss is below PEFT's with all three seeds at 100 examples, and with one or two of them
+at the other sizes; of E2E its BLEU is above PEFT's in the mean with 50 examples and below from 100 on. Of phonemes,
+where PEFT's tokens are all in the decoder, its loss is the higher with all seeds but one."""
 
 FORGETTING = """\
 Loss on 6,144 tokens from the last tenth of WikiText-2, which the base never read, though its tokenizer did, with what
@@ -77,7 +79,8 @@ was trained on E2E switched on. A prefix
 or a LoRA that is switched off leaves the base as it was, to the bit; full fine-tuning cannot be switched off."""
 
 LONGER = """\
-200 steps read 1,600 of E2E's 42,061 examples. With 1,000 steps, each at its best learning rate there and three seeds:"""
+200 steps read 1,600 of E2E's 42,061 examples. With 1,000 steps, each at its best learning rate there, and three
+seeds:"""
 
 DOCUMENTS = """\
 Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself about
@@ -85,7 +88,9 @@ halves of the register, seen 20 times, and measured by 72 questions in four word
 the register in its context it answers them, nevertheless. Divergence is from the base with the whole register in its
 context, in nats a token.
 
-With one token for twenty a prefix still answers better than the base with the register before it, and with one for
-forty as well. A teacher that reads half as much finds a person more surely, and halves that begin elsewhere each time
-have it ask about more. Where the teacher had the whole register "at once", the prefix comes near it, and not past it.
-The last line has the defaults of the command, but for lessons as short: 1,024 of three kinds, seen 20 times."""
+The number of lessons, their rate, how often they are seen and that they are of halves was chosen by these same three
+registers and questions. With one token for twenty a prefix still answers better than the base with the register before
+it, and with one for forty about as well. A teacher that reads half as much finds a person more surely, and halves that
+begin elsewhere each time have it ask about more. Where the teacher had the whole register "at once", the prefix comes
+near it, and not past it. The last line has the defaults of the command, but for lessons as short: 1,024 of three
+kinds, seen 20 times."""
