@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_text
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_past_key_values
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -111,9 +112,11 @@ def _decoupled(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[st
 
 def _peft_prefix(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Adapted:
     from_text = settings.pop("from_text", False)
+    with torch.no_grad():
+        cache = model.base_model(**tokenizer(DEFAULT_TEXT, return_tensors="pt")).past_key_values if from_text else None
     peft: Any = get_peft_model(model, PrefixTuningConfig(task_type=_task_type(model), **settings))
-    if from_text:
-        initialize_kv_prefix_from_text(peft, tokenizer, text=DEFAULT_TEXT, use_chat_template=False)
+    if cache is not None:  # its own way from a text cannot do without a model that generates
+        initialize_kv_prefix_from_past_key_values(peft, past_key_values=cache)
     return Adapted(peft)
 
 
