@@ -32,6 +32,8 @@ def test_json_lines_csv_and_gzip_give_the_same_rows(tmp_path: Path) -> None:
         assert [row for _, row in read_rows(path)] == expected
     for name in ("d.jsonl", "d.csv", "d.jsonl.gz"):
         assert len(read_rows(tmp_path / name, limit=1)) == 1
+    long = "word " * 50_000
+    assert read_rows(write(tmp_path / "long.csv", f"a,b\n{long},1\n"))[0][1]["a"] == long
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
 
 def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
     reader = csv.DictReader(lines, strict=True)
+    csv.field_size_limit(2**31 - 1)  # the module's own is 131,072, and a field may be a document
     try:
         names = reader.fieldnames or ()
         if len(set(names)) < len(names):
