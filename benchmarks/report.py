@@ -63,7 +63,8 @@ newest release, 1.3.0, wants Transformers 4.57."""
 
 _WHY = """The floor counts products alone. Beside them stand the exponentials, a second call of a kernel in each layer
 (about 30 µs when cold, which is what remains of short prefixes and small batches), and weighing the two parts. A few
-queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed.
+queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed. Peak
+memory is that of the process, as the system counts its pages, and moves by a tenth from reading to reading.
 
 Memory comes from the C library as it is installed, which hands large pieces back when they are freed, so that each copy
 touches new pages. That is most of what PEFT's copies cost here: with freed memory kept (`MALLOC_MMAP_MAX_=0
@@ -76,9 +77,9 @@ while tokens are decoded, so it is the faster of the two here, before its copies
 kernel where the base calls one, by way of Triton; a training step makes two calls for one, forward and backward."""
 
 
-_HOW_TO_READ = """Right of the bare base stand ratios of medians to its own. In brackets is the least and the most{}, in
-proportion to the base's median too. The base differs between lines as the machine does from minute to minute: compare
-within a line."""
+_HOW_TO_READ = """Right of the bare base stand ratios of medians to its own. In brackets stand the least and the most{},
+in proportion to the base's median too. The base differs between lines as the machine does from minute to minute:
+compare within a line."""
 
 
 def _environment(found: dict[str, Any]) -> str:

@@ -64,8 +64,9 @@ any encoder-decoder."""
 
 TWINS = """\
 In a decoder the two are one function: from PEFT's numbers antefix trains to PEFT's loss, and what differs is where they
-start, at a text here and at noise there. That takes more seeds to tell, so here are six. The same seed has the same
-examples in the same order, and the last column is the mean and standard deviation of its differences."""
+start, at a text here, and there at the noise that `get_peft_model` leaves. Set to the same text, PEFT's trains to the
+same figures but for rounding. To tell start from start takes more seeds, so here are six. The same seed has the same
+examples in the same order, and beside each of PEFT's stand mean and standard deviation of its differences."""
 
 FEW = """\
 The same learning rates, a third of the steps, and examples drawn by the seed. Three seeds make few differences sure. Of
@@ -80,7 +81,7 @@ or a LoRA that is switched off leaves the base as it was, to the bit; full fine-
 
 LONGER = """\
 200 steps read 1,600 of E2E's 42,061 examples. With 1,000 steps, each at its best learning rate there, and three
-seeds:"""
+seeds, both are far better, and as far from each other:"""
 
 DOCUMENTS = """\
 Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself about
