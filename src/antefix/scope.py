@@ -11,19 +11,21 @@ import torch
 
 from antefix.stack import Selection
 
+# One for all banks, as a context keeps each variable that was ever set in it.
+_SELECTED: ContextVar[tuple[tuple[Scope, Selection], ...]] = ContextVar("selected prefixes", default=())
+
 
 class Scope:
-    """The selections of each thread, and of each task of asyncio, that last for a while; the innermost one counts."""
+    """The selections of one bank that last for a while, by thread and by task of asyncio; the innermost one counts."""
 
     def __init__(self) -> None:
-        self._of_task: ContextVar[tuple[Selection, ...]] = ContextVar("selections of antefix", default=())
         self._of_thread = threading.local()  # torch.compile reads these, and no context variables
 
     @contextmanager
     def selecting(self, selection: Selection) -> Iterator[None]:
         """Select for as long as the context lasts."""
-        outer = self._of_task.get()
-        self._set((*outer, selection))
+        outer = _SELECTED.get()
+        self._set((*outer, (self, selection)))
         try:
             yield
         finally:
@@ -35,8 +37,11 @@ class Scope:
         if torch.compiler.is_compiling():
             selections: tuple[Selection, ...] = getattr(self._of_thread, "selections", ())
             return selections
-        return self._of_task.get()
+        return self._own(_SELECTED.get())
 
-    def _set(self, selections: tuple[Selection, ...]) -> None:
-        self._of_task.set(selections)
-        self._of_thread.selections = selections
+    def _set(self, selected: tuple[tuple[Scope, Selection], ...]) -> None:
+        _SELECTED.set(selected)
+        self._of_thread.selections = self._own(selected)
+
+    def _own(self, selected: tuple[tuple[Scope, Selection], ...]) -> tuple[Selection, ...]:
+        return tuple(selection for scope, selection in selected if scope is self)
