@@ -93,13 +93,14 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     bank = antefix.attach(model)
     prefix = random_prefix(bank.sites, 5)
     bank.add("p", prefix)
+    held: Any = bank._get("p")
     ids = draw_ids(2, 6)
     with bank.use("p"):
         first = logits(model, input_ids=ids)
-        placed = dict(bank._placement.frozen("p", prefix)._brought)
+        placed = dict(bank._placement.frozen("p", held)._brought)
         again = logits(model, input_ids=ids)
     assert torch.equal(first, again)
-    brought = bank._placement.frozen("p", prefix)._brought
+    brought = bank._placement.frozen("p", held)._brought
     assert brought.keys() == placed.keys()
     assert {path for path, *_ in brought} == prefix.keys.keys()
     for place, pair in brought.items():
