@@ -61,8 +61,9 @@ def measure(scenario: Scenario, rounds: int) -> dict[str, Any]:
     if scenario.keeps_memory:
         keep_memory()
     calls = scenario.build()
+    found: dict[str, dict[str, float]]
     if scenario.measure == "memory":
-        found = {name: peak_bytes(call) for name, call in calls.items()}
+        found = {name: {"median": peak_bytes(call)} for name, call in calls.items()}
     else:
         found = interleave(calls, rounds)
     print(

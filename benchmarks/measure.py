@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
 WARM_UP_ROUNDS = 2
-MEMORY_READINGS = 5
 Call = Callable[[], object]
 
 
@@ -52,27 +50,20 @@ def keep_memory() -> None:
     library.mallopt(trim_threshold, 2**31 - 1)
 
 
-def peak_bytes(call: Call) -> dict[str, float]:
-    """Return by how much a call, run once before, raises the memory in use at its peak: median, minimum, maximum."""
+def peak_bytes(call: Call) -> int:
+    """Return by how much a call, run once before, raises the bytes that PyTorch holds at its peak.
+
+    Those of a GPU, or those of the CPU where there is none; what libraries take for themselves is not among them.
+    """
     call()
-    return spread([_rise(call) for _ in range(MEMORY_READINGS)])
-
-
-def _rise(call: Call) -> int:
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
-    call()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        call()
+    recorded = profile.profiler.kineto_results.events()
+    changes: list[int] = [event.nbytes() for event in recorded if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))

@@ -12,7 +12,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.floor import Speed, generation_floor, training_floor
 from benchmarks.growth import GROWTHS, NUM_NEW
-from benchmarks.measure import MEMORY_READINGS
 from benchmarks.scenarios import KEEPING_MEMORY, PROMPT, SCENARIOS, Scenario
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -57,14 +56,14 @@ Written by `make bench`. One base model three times, bare, with PEFT's prefix an
 numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the
 same threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates
 down to its embeddings, as a prefix makes it do. PEFT answers requests for several prefixes in a batch for each. Making
-a prefix active is timed alone, without the forward that follows. The library `adapters` is not among the peers: its
+a prefix active is timed alone, without the forward that follows. Peak memory is what PyTorch's allocator gives out
+above what was held before, which is the same at each reading. The library `adapters` is not among the peers: its
 newest release, 1.3.0, wants Transformers 4.57."""
 
 
 _WHY = """The floor counts products alone. Beside them stand the exponentials, a second call of a kernel in each layer
 (about 30 µs when cold, which is what remains of short prefixes and small batches), and weighing the two parts. A few
-queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed. Peak
-memory is that of the process, as the system counts its pages, and moves by a tenth from reading to reading.
+queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed.
 
 Memory comes from the C library as it is installed, which hands large pieces back when they are freed, so that each copy
 touches new pages. That is most of what PEFT's copies cost here: with freed memory kept (`MALLOC_MMAP_MAX_=0
@@ -111,7 +110,7 @@ def _table(found: dict[str, Any], has_targets: bool) -> str:
             cells.append(_target(scenario, ours, measured))
         lines.append(f"| {' | '.join(cells)} |")
     rounds = found["environment"].get("rounds")
-    told = "" if rounds is None else f" of {rounds} rounds (memory: of {MEMORY_READINGS} readings)"
+    told = "" if rounds is None else f" of {rounds} rounds"
     return "\n".join([*lines, "", _HOW_TO_READ.format(told)])
 
 

@@ -6,11 +6,9 @@ what it passes there tells its number of key/value heads, its dimensions and its
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -18,9 +16,9 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
+from antefix.dispatch import base_attention, function_under, implementation_of, is_causal, settings_of, switched
 from antefix.errors import UnsupportedModelError
 
 Kind: TypeAlias = Literal["encoder", "decoder", "cross"]
@@ -28,7 +26,6 @@ KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
 KEYWORD = "antefix"
 """The keyword of a forward under which everything about its prefixes travels down to the attention."""
 
-AttentionFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 _OBSERVING = Lock()
 """Held for as long as modules of an observed model have other configs."""
 
@@ -145,104 +142,18 @@ def takes_keywords(module: nn.Module) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
 
 
-def implementation_of(module: nn.Module) -> str | None:
-    """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
-    config: Any = getattr(module, "config", None)
-    while config is not None and "antefix_base" in (own := settings_of(config)):
-        config = own["antefix_base"]
-    return None if config is None else settings_of(config).get("_attn_implementation_internal")
-
-
-def settings_of(config: object) -> dict[str, Any]:
-    """Return what a config itself holds, not by its own lookup, which takes longer than a token's attention."""
-    if torch.compiler.is_compiling():  # where the short way is unknown, and nothing is looked up twice
-        return vars(config)
-    own: dict[str, Any] = object.__getattribute__(config, "__dict__")
-    return own
-
-
-def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
-    """Tell whether an attention module hides later keys, by what it passes or by what it is."""
-    passed = arguments.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if passed is None else passed)
-
-
-def base_attention(module: nn.Module) -> AttentionFunction:
-    """Return the attention function that the base model would call at this module, which must be switched."""
-    implementation = implementation_of(module)
-    if implementation == "eager" and getattr(module, "reorder_and_upcast_attn", False):  # GPT-2 has its own way then
-        upcast = cast(Any, module)._upcast_and_reordered_attn
-        return lambda _, query, key, value, mask, **__: upcast(query, key, value, mask)
-    for interface, eager in settings_of(module.config)["antefix_interfaces"]:
-        function = interface.get_interface(implementation, eager)
-        if function is not None:
-            return cast(AttentionFunction, function)
-    raise UnsupportedModelError(
-        f"{type(module).__name__} has no '{implementation}' attention function that a prefix could extend; "
-        "load the model with attn_implementation='sdpa'."
-    )
-
-
-def _interfaces(cls: type[Any]) -> list[tuple[Any, Any]]:
-    """Return where the code of an attention class, and of those it inherits from, looks attention functions up."""
-    modeling = (sys.modules[base.__module__] for base in cls.__mro__)
-    return [
-        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, "eager_attention_forward", None))
-        for module in modeling
-        if hasattr(module, "ALL_ATTENTION_FUNCTIONS")
-    ]
-
-
-@contextmanager
-def switched(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Iterator[None]:
-    """Let `function` compute a module's attention, by a copy of its config that it alone has."""
-    undo = switch(module, name, function, **attributes)
-    try:
-        yield
-    finally:
-        undo()
-
-
-def switch(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Callable[[], None]:
-    """Do what `switched` does until the returned function is called."""
-    implementation = implementation_of(module) or "eager"
-    full_name = f"{name}|{implementation}"
-    AttentionInterface.register(full_name, function)
-    if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(full_name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    original = module.config
-    own = copy.copy(original)
-    # The property's setter would change the sub-configs too, and the copy shares those with the base.
-    own.__dict__["_attn_implementation_internal"] = full_name
-    # Looked up once and kept here, because torch.compile warns of a cached function.
-    own.__dict__.update(attributes, antefix_base=original, antefix_interfaces=_interfaces(type(module)))
-    module.config = own
-
-    def undo() -> None:
-        module.config = original
-
-    return undo
-
-
 def _observe(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Note the call, then compute what the base would; calls of other threads go where they would have gone."""
     config = cast(Any, module.config)
-    if settings_of(config).get("antefix_observer") != get_ident():
-        return _unobserved(module)(module, query, key, value, attention_mask, *args, **kwargs)
+    own = settings_of(config)
+    if own.get("antefix_observer") != get_ident():
+        theirs = function_under(own["antefix_base"] if "antefix_observer" in own else config, module)
+        return theirs(module, query, key, value, attention_mask, *args, **kwargs)
     arrived = kwargs.pop(KEYWORD, None) is not None
     config.antefix_note(AttentionCall(config.antefix_path, query, key, value, is_causal(module, kwargs), arrived))
     return base_attention(module)(module, query, key, value, attention_mask, *args, **kwargs)
-
-
-def _unobserved(module: nn.Module) -> AttentionFunction:
-    """Return the attention function of a module as it is apart from being observed, or as it is again by now."""
-    own = settings_of(module.config)
-    config = own["antefix_base"] if "antefix_observer" in own else module.config
-    name = settings_of(config)["_attn_implementation_internal"]
-    found = (interface.get_interface(name, eager) for interface, eager in _interfaces(type(module)))
-    return cast(AttentionFunction, next(function for function in found if function is not None))
 
 
 @contextmanager

@@ -15,17 +15,9 @@ from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
 from antefix.attention.state import ForwardPrefixes
+from antefix.dispatch import AttentionFunction, base_attention, implementation_of, is_causal, settings_of, switch
 from antefix.errors import UnsupportedModelError
-from antefix.sites import (
-    KEYWORD,
-    AttentionFunction,
-    Site,
-    base_attention,
-    implementation_of,
-    is_causal,
-    settings_of,
-    switch,
-)
+from antefix.sites import KEYWORD, Site
 
 logger = logging.getLogger(__name__)
 SUPPORTED = ("eager", "sdpa", "flex_attention")

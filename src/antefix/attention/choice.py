@@ -13,7 +13,7 @@ from antefix.attention.check import HeadShape, is_trusted
 from antefix.attention.decoding import can_decode, decode
 from antefix.attention.kernels import added, obstacle_to_kernels
 from antefix.attention.shared import shared_attention
-from antefix.sites import AttentionFunction, is_causal
+from antefix.dispatch import AttentionFunction, is_causal
 
 
 def obstacle_to_sharing(

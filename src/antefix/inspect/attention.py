@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from antefix.attention.backend import attend
+from antefix.dispatch import switched
 from antefix.prefix import Prefix
-from antefix.sites import Kind, Site, switched
+from antefix.sites import Kind, Site
 
 
 class AttentionShares:
