@@ -21,7 +21,7 @@ from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.scope import Scope
-from antefix.sites import KINDS, Kind, Site, sites_and_cut_off
+from antefix.sites import KINDS, Kind, Site, device_of, sites_and_cut_off
 from antefix.stack import Selection, names_of
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
@@ -232,7 +232,7 @@ class PrefixBank:
         with self.use(None):
             initial = initial_prefix(self.model, tokenizer, config, sites)
         by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        device, dtype = self.model.device, self.model.dtype
+        device, dtype = device_of(self.model), self.model.dtype
         encoders = [
             PrefixEncoder(group, config, initial, dtype if dtype.itemsize > 1 else None).to(device)
             for group in by_kind

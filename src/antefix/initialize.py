@@ -15,7 +15,7 @@ from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.prefix import Prefix
 from antefix.shapes import Int
-from antefix.sites import Site, observe_text
+from antefix.sites import Site, device_of, observe_text
 
 DEFAULT_TEXT = (
     "Read the input with care, then write the answer that the task asks for. Keep to the form of the examples, "
@@ -63,7 +63,7 @@ def text_prefix(
     A prefix made in this way equals having these tokens in context. Raises `ConfigError` for a text without tokens.
     """
     ids = text_ids(tokenizer, text, num_virtual_tokens)
-    return token_prefix(model, torch.tensor([ids], device=model.device), sites)
+    return token_prefix(model, torch.tensor([ids], device=device_of(model)), sites)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, num_virtual_tokens: int) -> list[int]:

@@ -115,7 +115,7 @@ def observe_attention(
         try:
             (part or model)(**inputs)
         except RuntimeError as error:
-            if model.device.type != "meta":
+            if device_of(model).type != "meta":
                 raise
             raise UnsupportedModelError(
                 f"{type(model).__name__} looks at numbers before it attends, and a configuration alone has none; load "
@@ -135,6 +135,15 @@ def stack_path(model: PreTrainedModel, site: Site) -> str:
         if isinstance(model.get_submodule(path), PreTrainedModel):
             return path
     return ""
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Return where a model computes: where its parameters lie, or where Accelerate brings them from memory or disk."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in devices if device is not None), "meta"))
 
 
 def takes_keywords(module: nn.Module) -> bool:
@@ -210,7 +219,7 @@ def _tiny_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     marks = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     special = {token for mark in marks for token in (mark if isinstance(mark, list) else [mark])}
     ordinary = [token for token in range(min(8, config.vocab_size)) if token not in special][:3]
-    ids = torch.tensor([ordinary], device=model.device)
+    ids = torch.tensor([ordinary], device=device_of(model))
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :2]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import cpu_offload, disk_offload, dispatch_model
 
 import antefix
+from antefix.initialize import token_prefix
 from tests.parity.compare import assert_close, logits, with_prefix
 from tests.parity.families import FAMILIES
 
@@ -31,6 +34,27 @@ def test_layers_on_the_disk(tmp_path: Path) -> None:
         bank.add("p", prefix)
         with bank.use("p"):
             assert_close(logits(offloaded, **inputs), expected)
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+def test_every_layer_is_offloaded(tmp_path: Path, offload: Callable[..., None]) -> None:
+    """The model says that it is on the meta device then; what is made for it is where it computes."""
+    family = FAMILIES["Llama"]
+    model, bank = with_prefix(family)
+    inputs, tokens = family.draw_inputs(), torch.tensor([[3, 1, 4]])
+    offloaded = family.build()
+    offload(offloaded, execution_device="cpu", **({"offload_dir": str(tmp_path)} if offload is disk_offload else {}))
+    assert offloaded.device.type == "meta"
+    other = antefix.attach(offloaded)
+    other.add("p", bank.prefix("p"))
+    with other.use("p"):
+        assert_close(logits(offloaded, **inputs), logits(model, **inputs))
+    expected = token_prefix(family.build(), tokens, bank.sites)
+    assert token_prefix(offloaded, tokens, other.sites).content_hash() == expected.content_hash()
+    other.add("trained", antefix.PrefixConfig(5, init="random"))
+    offloaded(**inputs).logits.sum().backward()
+    (encoder,) = offloaded.antefix_prefixes
+    assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in encoder.parameters())
 
 
 def test_the_base_moves_after_attaching() -> None:

@@ -28,6 +28,9 @@ def test_prefixes_are_named(prefix: antefix.Prefix, tmp_path: Path) -> None:
         antefix.save_prefix(prefix, tmp_path / name)
     given = [f"{tmp_path}/a/prefix.safetensors", f"mine={tmp_path}/b/prefix.safetensors", f"{tmp_path}/c.safetensors"]
     assert list(read_prefixes([*given, f"{tmp_path}/d=e.safetensors"])) == ["a", "mine", "c", "d=e"]
+    for unnamed in ("mine=", f"={given[0]}", ""):
+        with pytest.raises(ConfigError, match="must be FILE or NAME=FILE"):
+            read_prefixes([unnamed])
     with pytest.raises(ConfigError, match="two prefixes are named 'c'; name them as NAME=FILE"):
         read_prefixes([given[2], given[2]])
     with pytest.raises(antefix.PrefixFormatError, match="there is no prefix file at 'missing'"):

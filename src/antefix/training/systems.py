@@ -29,7 +29,8 @@ class System:
 def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
     """Read prefixes of `FILE` or `NAME=FILE`; without a name, that of the file, or of the folder of prefix.safetensors.
 
-    Raises `ConfigError` for two of the same name, `PrefixFormatError` for what is no prefix file, or a damaged one.
+    Raises `ConfigError` for two of the same name or one without, `PrefixFormatError` for what is no prefix file, or a
+    damaged one.
     """
     prefixes: dict[str, Prefix] = {}
     for argument in given:
@@ -37,6 +38,8 @@ def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
         if not separator or Path(argument).is_file():
             path = Path(argument)
             name, file = path.stem if path.stem != "prefix" else path.absolute().parent.name, argument
+        if not name or not file:
+            raise ConfigError(f"a prefix is given as '{argument}'; it must be FILE or NAME=FILE.")
         if name in prefixes:
             raise ConfigError(f"two prefixes are named '{name}'; name them as NAME=FILE.")
         prefixes[name] = verify_prefix(file)
