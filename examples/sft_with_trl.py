@@ -23,7 +23,7 @@ from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
 from antefix.training.examples import Example
-from antefix.training.generation import answers, longest_answer
+from antefix.training.generation import answers
 from antefix.training.metrics import exact_match
 from antefix.training.tokens import ExampleTokenizer
 
@@ -34,7 +34,8 @@ class PrefixSFTTrainer(PrefixTrainer, SFTTrainer):
 
 def share_right(model: PreTrainedModel, encoder: ExampleTokenizer, examples: list[Example]) -> float:
     """Return the share of examples whose greedy answer is the expected one."""
-    given = answers(model, encoder, [example.prompt for example in examples], longest_answer(encoder, examples))
+    most = max(len(encoder.tokenize(example).answer) for example in examples)
+    given = answers(model, encoder, [example.prompt for example in examples], most)
     return exact_match(given, [[example.answer] for example in examples]).value
 
 

@@ -2,7 +2,8 @@
 
 AntefixError
 ├── ConfigError             a setting that cannot be, or settings that contradict each other
-│   └── DataError           training data or a template that does not fit it
+│   ├── DataError           training data or a template that does not fit it
+│   └── DivergedError       a training whose loss is no number any more
 ├── ContextLengthError      prefix and prompt together pass the positions the model has
 ├── PrefixFormatError       a file that is not an intact prefix file
 ├── PrefixMismatchError     a prefix that was made for another base model
@@ -21,6 +22,10 @@ class ConfigError(AntefixError, ValueError):
 
 class DataError(ConfigError):
     """Training data is empty, malformed, or lacks a field that a template names."""
+
+
+class DivergedError(ConfigError):
+    """Training came to a loss that is no number; its learning rate is too high."""
 
 
 class ContextLengthError(AntefixError, ValueError):

@@ -12,6 +12,18 @@ from safetensors import SafetensorError
 from antefix.embedded import model_path
 from antefix.errors import ConfigError
 
+_FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    SafetensorError,
+    StrictDataclassError,
+    ImportError,  # a quantised base without the library that reads it
+    RuntimeError,  # weights of other sizes than the configuration says
+    AttributeError,  # a configuration that is a list
+    TypeError,
+)
+
 
 def source_of(name: str) -> str:
     """Return what `from_pretrained` takes for a name; 'embedded' is the model inside."""
@@ -25,5 +37,5 @@ def reporting_failure(kind: str, name: str) -> Iterator[None]:
         raise ConfigError(f"the {kind} '{name}' cannot be loaded: there is nothing at this path.")
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except _FAILURES as error:
         raise ConfigError(f"the {kind} '{name}' cannot be loaded: {' '.join(str(error).split())}") from error

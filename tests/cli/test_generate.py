@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import antefix
 from antefix.cli.generate import _read_lines
@@ -113,6 +115,37 @@ def test_sampling_is_seeded(invoke: Invoke) -> None:
     base = ("generate", "--model", "embedded", "--prompt", "The", "--max-new-tokens", 15, "--temperature", 1.5)
     texts = [invoke(*base, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_prompt_without_tokens_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    """Most tokenizers open even that with a token of their own, and the base goes on from it."""
+    model, encoder = load_base("embedded")
+    assert invoke("generate", "--model", "embedded", "--prompt", "", "--max-new-tokens", 2).exit_code == 0
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    result = invoke("generate", "--model", tmp_path / "base", "--prompt", "")
+    assert result.exit_code == 1, result.output
+    assert "error: a prompt has no tokens" in result.stderr
+
+
+def test_a_prefix_distilled_in_conversations_answers_a_user(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
+    model, encoder = load_base("embedded")
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    held = antefix.load_prefix(prefix)
+    texts = []
+    for told, asked in (({"chats": True}, []), ({"chats": False}, []), ({}, ["--messages", "turns"])):
+        metadata = {"distillation": {"model": str(tmp_path / "base"), **told}}
+        antefix.save_prefix(replace(held, metadata=metadata), tmp_path / "distilled.safetensors")
+        file = tmp_path / "distilled.safetensors"
+        result = invoke("generate", "--prefix", file, "--prompt", RECORD, *asked, "--max-new-tokens", 9)
+        assert result.exit_code == 0, result.output
+        texts.append(result.stdout)
+    assert texts[0] == texts[2] != texts[1]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,15 @@ def test_writes_prefix_metrics_and_curve(invoke: Invoke, data: Path, tmp_path: P
         assert text in result.output
 
 
+def test_paths_are_printed_as_they_are(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    """Brackets among them, which rich would read as a style."""
+    result = invoke("train", *FAST, "--data", data, "--output", tmp_path / "a[/b] [bold]", "--num-virtual-tokens", 6)
+    assert result.exit_code == 0, result.output
+    assert f"  {tmp_path / 'a[/b] [bold]' / 'prefix.safetensors'}\n" in result.stderr
+    missing = invoke("train", *FAST, "--data", tmp_path / "[red]" / "d.jsonl")
+    assert f"{tmp_path / '[red]' / 'd.jsonl'}" in missing.stderr
+
+
 def test_a_recipe_does_what_flags_do(invoke: Invoke, data: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import antefix
 from antefix.errors import ConfigError
+from antefix.sites import Site
 from antefix.training import Recipe
+from antefix.training.recipe import wording_told
 
 NEEDED = {"model": "embedded", "data": "d.jsonl", "prompt": "{q}", "answer": "{a}"}
 
@@ -38,6 +42,7 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"model": ""}, "model is ''"),
         ({"epochs": [1]}, r"epochs is \[1\]; it must be a number"),
         ({"exact_match": "no"}, "exact_match is 'no'; it must be true or false"),
+        ({"warmup_ratio": 1}, "warmup_ratio is 1.0; it must be at least 0 and below 1"),
         ({"seed": -1}, "seed is -1; it must be from 0"),
         ({"eval_data": 3}, "eval_data is 3"),
         ({"prefix": {"layers": ["a"]}}, "layers is 'a'"),
@@ -58,6 +63,24 @@ def test_yaml_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert (recipe.learning_rate, recipe.epochs, recipe.prefix.sites) == (0.001, 2.0, ("decoder",))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({}, (None, None)),
+        ({"training": {"prompt": "{a}\n", "messages": None}}, ("{a}\n", None)),
+        ({"training": {"prompt": None, "messages": "turns"}}, (None, "turns")),
+        ({"distillation": {"prompt": "{a}\n", "chats": False}}, ("{a}\n", None)),
+        ({"distillation": {"prompt": "{a}\n", "chats": True}}, (None, "messages")),
+        ({"distillation": {"messages": "turns", "chats": True}}, (None, "turns")),
+        ({"distillation": "damaged"}, (None, None)),
+    ],
+)
+def test_a_prefix_tells_what_it_learned_behind(metadata: dict[str, object], told: tuple[str, str]) -> None:
+    site = Site("layer", "decoder", 0, 1, 1, 1)
+    number = {"layer": torch.zeros(1, 1, 1)}
+    assert wording_told(antefix.Prefix((site,), number, number, metadata)) == told
+
+
 @pytest.mark.parametrize("name", NEEDED)
 def test_what_is_missing_is_named_with_its_flag(name: str) -> None:
     with pytest.raises(ConfigError, match=f"lacks '{name}'; say it in the file or as --{name}"):
@@ -66,7 +89,12 @@ def test_what_is_missing_is_named_with_its_flag(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not valid YAML"), ("- a", "must be a mapping"), ("!!python/object:os.system {}", "not valid YAML")],
+    [
+        ("a: [", "not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("!!python/object:os.system {}", "not valid YAML"),
+        ("name: 2024-02-30", "not valid YAML"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "r.yaml"

@@ -19,7 +19,7 @@ from antefix.storage import write_atomically
 from antefix.training import Recipe, TrainingResult, train
 from antefix.training.base import load_base
 from antefix.training.generation import answers
-from antefix.training.resume import RunFolder
+from antefix.training.run import folder_of
 
 FORMS = ("headline", "letter")
 NUM_HELD_OUT = 50
@@ -64,7 +64,7 @@ def _train(form: str, output: Path, num_examples: int, epochs: float, console: C
             "exact_match": True,
         }
     )
-    RunFolder(recipe.output, {}, ()).end()  # a demo that was interrupted begins anew
+    folder_of(recipe).end()  # a demo that was interrupted begins anew
     return train(recipe, console)
 
 

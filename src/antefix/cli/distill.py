@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from antefix.cli.lines import list_files, say
 from antefix.cli.train import INTERRUPTED
 from antefix.training.distillation import Distillation, DistillationResult
 from antefix.training.distillation import distill as distill_document
@@ -83,7 +84,7 @@ def distill(
     try:
         result = distill_document(chosen, console, resume)
     except KeyboardInterrupt as interrupt:
-        console.print("[bold yellow]stopped:[/] interrupted; --resume goes on from here.", highlight=False)
+        say("stopped", "interrupted; --resume goes on from here.", console)
         raise typer.Exit(INTERRUPTED) from interrupt
     print_result(result, console)
 
@@ -107,9 +108,7 @@ def print_result(result: DistillationResult, console: Console) -> None:
         f"{found['seconds']['study']:,.0f} s, training {found['seconds']['training']:,.0f} s",
         highlight=False,
     )
-    for path in (result.prefix_path, result.report_path, result.curve_path):
-        if path is not None:
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+    list_files((result.prefix_path, result.report_path, result.curve_path), console)
 
 
 def _advice(losses: dict[str, float], text: str) -> str | None:

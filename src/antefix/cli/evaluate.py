@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from antefix.cli.lines import list_files
 from antefix.errors import ConfigError
 from antefix.training import report
 from antefix.training.bootstrap import PairedBootstrap
@@ -22,7 +23,7 @@ from antefix.training.templates import unescape
 def evaluate(
     data: Annotated[str, typer.Option(help="Examples: a file, a folder or a dataset, as for train.")],
     model: Annotated[
-        str | None, typer.Option(help="Base model; by default the one that the first prefix was trained on.")
+        str | None, typer.Option(help="Base model; by default the one that the prefixes were trained on.")
     ] = None,
     prefix: Annotated[list[str] | None, typer.Option(help="Prefix file, or NAME=FILE; repeat it for several.")] = None,
     text: Annotated[
@@ -86,8 +87,7 @@ def evaluate(
         settings = {name: getattr(recipe, name) for name in ("data", *given)}
         settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
         settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
-        for path in report.write_report(found, output, settings):
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+        list_files(report.write_report(found, output, settings), console)
 
 
 def _print(table: report.Table, caption: str, console: Console) -> None:

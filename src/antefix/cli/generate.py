@@ -16,7 +16,7 @@ from antefix.storage import verify_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
 from antefix.training.chats import Chats
 from antefix.training.generation import generate_ids
-from antefix.training.recipe import base_of, trained_with
+from antefix.training.recipe import base_of, trained_with, wording_told
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
 from antefix.training.settings import MOST_SEED
@@ -63,12 +63,11 @@ def generate(
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = verify_prefix(prefix) if prefix is not None else None
-    settings = trained_with(loaded) if loaded is not None else {}
     model, told = _told(loaded, model)
-    if template is None and messages is None:
-        template, messages = settings.get("prompt"), settings.get("messages")
-    elif template is not None:
+    if template is not None:
         template = unescape(template)
+    elif messages is None and loaded is not None:
+        template, messages = wording_told(loaded)
     chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
     prompts = _read_prompts(prompt, file, template, chats)
     base, encoder = load_base(model, answer_tokenizer or told)
@@ -84,6 +83,8 @@ def generate(
         rows = [encoder.prompt_ids(text) for text in prompts]
     except TypeError as error:
         raise ConfigError("a prompt holds half a surrogate pair, which is no text.") from error
+    if [] in rows:
+        raise ConfigError("a prompt has no tokens, and this base's tokenizer opens none; write something.")
     room = Room(bank, "prefix" if loaded is not None else None)
     for ids in rows:
         room.check(len(ids), max_new_tokens, "the prompt or set a lower --max-new-tokens")

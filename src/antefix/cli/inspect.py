@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from antefix.cli.lines import list_files
 from antefix.errors import ConfigError
 from antefix.inspect import tables
-from antefix.inspect.contents import Contents, contents
+from antefix.inspect.contents import contents
 from antefix.inspect.report import check_names, write_report
 from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
-from antefix.prefix import Prefix
 from antefix.training.report import Table as Content
 from antefix.training.settings import check_folder
 from antefix.training.systems import read_prefixes, recipe_for
@@ -54,7 +54,7 @@ def inspect(
     found = {name: contents(held) for name, held in prefixes.items()}
     if verify:
         for name, one in found.items():
-            console.print(f"{name}: intact, SHA-256 of its content {one.content}", highlight=False, soft_wrap=True)
+            console.print(Text(f"{name}: intact, SHA-256 of its content {one.content}"), soft_wrap=True)
         return
     given = {
         "model": model,
@@ -69,7 +69,12 @@ def inspect(
         raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
     if output is not None:
         check_folder(output)
-    matrix = _show_contents(found, prefixes)
+    matrix = similarities(list(prefixes.values()))
+    for name, one in found.items():
+        _print(tables.summary(name, one), console)
+        _print(tables.norms(one), console)
+    if len(prefixes) > 1:
+        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
     inspections = {
         name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)
         for name, held in prefixes.items()
@@ -81,25 +86,12 @@ def inspect(
         _print(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
         _print(tables.layers(found[name], inspection), console, f"{name}: layers")
     if output is not None:
-        for path in write_report(found, matrix, inspections, output):
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
-
-
-def _show_contents(found: Mapping[str, Contents], prefixes: Mapping[str, Prefix]) -> list[list[float]]:
-    """Print what files hold, and return how similar their prefixes are."""
-    console = Console()
-    for name, one in found.items():
-        _print(tables.summary(name, one), console)
-        _print(tables.norms(one), console)
-    matrix = similarities(list(prefixes.values()))
-    if len(prefixes) > 1:
-        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
-    return matrix
+        list_files(write_report(found, matrix, inspections, output), console)
 
 
 def _print(table: Content, console: Console, title: str | None = None) -> None:
     heading, rows = table
-    printed = Table(title=f"\n{title}" if title else None, title_justify="left")
+    printed = Table(title=f"\n{escape(title)}" if title else None, title_justify="left")
     for column in heading:
         printed.add_column(Text(column), overflow="fold")
     for row in rows:

@@ -6,7 +6,6 @@ from typing import Any
 
 import transformers
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from antefix import __version__
@@ -17,6 +16,7 @@ from antefix.cli.distill import distill
 from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
 from antefix.cli.inspect import inspect
+from antefix.cli.lines import say
 from antefix.cli.serve import serve
 from antefix.cli.train import INTERRUPTED, train
 from antefix.cli.walkthrough import walkthrough
@@ -34,20 +34,11 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise  # whoever read the output has read enough; typer ends quietly
         except (AntefixError, OSError) as error:
-            _say(f"[bold red]error:[/] {_plain(error)}")
+            say("error", str(error))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
-            _say("[bold yellow]stopped:[/] interrupted.")
+            say("stopped", "interrupted.")
             raise typer.Exit(INTERRUPTED) from interrupt
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-
-
-def _plain(error: Exception) -> str:
-    """Return the message of an error without letting rich read brackets in it as markup."""
-    return str(error).replace("[", "\\[")
 
 
 def _version(asked: bool) -> None:

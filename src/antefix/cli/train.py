@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from antefix.cli.lines import list_files, say
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
 from antefix.training.launch import is_main_process, leave_group
 from antefix.training.metrics import show, title
+from antefix.training.resume import unfinished
 from antefix.training.templates import unescape
+from antefix.training.trainer import FILE_NAME
 
 INTERRUPTED = 130
 PREFIX_SETTINGS = ("num_virtual_tokens", "sites", "reparameterization", "init", "init_text")
@@ -105,16 +107,13 @@ def train(
 
 def train_reporting_interrupts(recipe: Recipe, console: Console, resume: bool = False) -> TrainingResult:
     """Train; on Ctrl-C say where the last checkpoint lies and exit with status 130."""
-    started = time.time()
     try:
         return train_recipe(recipe, console, resume)
     except KeyboardInterrupt as interrupt:
-        found = {path: path.stat().st_mtime for path in Path(recipe.output).glob("checkpoint-*/prefix.safetensors")}
-        checkpoints = sorted((path for path in found if found[path] >= started), key=found.__getitem__)
         kept = "there was no checkpoint yet"
-        if checkpoints:
-            kept = f"--resume goes on from the last checkpoint, {checkpoints[-1]}"
-        console.print(f"[bold yellow]stopped:[/] interrupted; {kept}.", highlight=False, soft_wrap=True)
+        if checkpoint := unfinished(recipe.output):
+            kept = f"--resume goes on from the last checkpoint, {checkpoint / FILE_NAME}"
+        say("stopped", f"interrupted; {kept}.", console)
         raise typer.Exit(INTERRUPTED) from interrupt
 
 
@@ -127,6 +126,4 @@ def print_result(result: TrainingResult, console: Console) -> None:
     if result.metrics["after"]["loss"] > result.metrics["before"]["loss"]:
         warning = "warning: the prefix is worse than none; lower the learning rate, or train longer."
         console.print(warning, style="yellow", soft_wrap=True)
-    for path in (result.prefix_path, result.metrics_path, result.curve_path):
-        if path is not None:
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+    list_files((result.prefix_path, result.metrics_path, result.curve_path), console)

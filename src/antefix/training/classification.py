@@ -116,8 +116,8 @@ class Classification:
 
     def configure(self, config: PrefixConfig) -> PrefixConfig:
         """Return the configuration with the heads among the modules that are trained."""
-        named = [module for module in config.trainable_modules if not any(_is(head, module) for head in self.heads)]
-        return replace(config, trainable_modules=(*self.heads, *named))
+        others = [module for module in config.trainable_modules if not any(_is(head, module) for head in self.heads)]
+        return replace(config, trainable_modules=(*self.heads, *others))
 
     def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for a text that passes the positions of the model."""

@@ -8,7 +8,6 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from antefix.training.examples import Example
 from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
 
 
@@ -48,8 +47,3 @@ def write(
 def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
     """Call `model.generate`, which not every `PreTrainedModel` has by its type."""
     return cast(Tensor, cast(Any, model).generate(**arguments))
-
-
-def longest_answer(encoder: ExampleTokenizer, examples: Sequence[Example]) -> int:
-    """Return how many tokens it takes to write any of the expected answers and its end."""
-    return max(len(encoder.tokenize(example).answer) for example in examples)

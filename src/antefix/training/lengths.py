@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from antefix.errors import DataError
-from antefix.training.tokens import Encoder, Part
+from antefix.training.tokens import Encoder, Part, Tokens
 
 
 def spread(lengths: Sequence[int]) -> dict[str, int]:
@@ -51,3 +51,10 @@ def cut_all(encoder: Encoder, parts: Sequence[Part], max_length: int) -> tuple[l
         f"tokens of prompts are lost, in {np.count_nonzero(prompts):,} of them, and {sum(answers):,} of answers, in "
         f"{np.count_nonzero(answers):,}."
     )
+
+
+def cut_prompts(encoder: Encoder, part: Part, max_length: int) -> Part:
+    """Cut prompts so far that the longest answer fits behind each, as one that is written may be as long."""
+    longest = max((tokens.answer for tokens in part.tokens), key=len)
+    cut = (encoder.cut(Tokens(tokens.prompt, longest), max_length).prompt for tokens in part.tokens)
+    return Part(part.examples, [Tokens(prompt, tokens.answer) for prompt, tokens in zip(cut, part.tokens, strict=True)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from antefix.errors import ConfigError
+from antefix.errors import DivergedError
 
 
 class ProgressCallback(TrainerCallback):
@@ -54,11 +54,11 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the latest loss; raises `ConfigError` where there is none any more."""
+        """Show the latest loss; raises `DivergedError` where there is none any more."""
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(float(logs["loss"])):
-            raise ConfigError(
+            raise DivergedError(
                 f"training diverged: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate, "
                 f"which is {args.learning_rate:g}."
             )

@@ -15,6 +15,7 @@ from antefix.training.settings import (
     check_above_zero,
     check_at_least,
     check_seed,
+    check_share,
     check_types,
     overridden,
     read_settings,
@@ -72,7 +73,8 @@ class Recipe:
             self, "learning_rate", "head_learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"
         )
         check_above_zero(self, "max_length", "max_grad_norm")
-        check_at_least(0, self, "weight_decay", "warmup_ratio")
+        check_at_least(0, self, "weight_decay")
+        check_share(self, "warmup_ratio")
         check_at_least(1, self, "num_examples")
         check_seed(self.seed)
         self._check_wording()
@@ -113,6 +115,22 @@ def trained_with(prefix: Prefix) -> Mapping[str, Any]:
 
 def base_of(prefix: Prefix) -> str | None:
     """Return the name of the base model that a prefix was trained or distilled on, as far as its file tells."""
-    recipes = (trained_with(prefix), prefix.metadata.get("distillation"))
-    told = (recipe.get("model") for recipe in recipes if isinstance(recipe, Mapping))
+    told = (recipe.get("model") for recipe in (trained_with(prefix), _distilled_with(prefix)))
     return next((name for name in (*told, prefix.metadata.get("base_model")) if name and isinstance(name, str)), None)
+
+
+def wording_told(prefix: Prefix) -> tuple[Any, Any]:
+    """Return the template of prompts, or the field of conversations, that a prefix learned behind, as its file tells.
+
+    A prefix distilled by a base that holds conversations learned behind a user's messages.
+    """
+    trained, distilled = trained_with(prefix), _distilled_with(prefix)
+    if distilled.get("chats") is True:
+        return None, distilled.get("messages") or "messages"
+    told = trained or distilled
+    return told.get("prompt"), told.get("messages")
+
+
+def _distilled_with(prefix: Prefix) -> Mapping[str, Any]:
+    settings = prefix.metadata.get("distillation")
+    return settings if isinstance(settings, Mapping) else {}

@@ -24,16 +24,18 @@ SETTINGS_NAME = "settings.json"
 
 
 class RunFolder:
-    """The folder of a run, whose settings are plain data; `files` names those of them that may be files.
+    """The folder of a run, whose settings are plain data; `files` names those of them that may be files or folders.
 
     A file's content belongs to the settings, as it could be another the next time, and so does the number of processes,
-    which share a batch between them. Where the folder lies does not.
+    which share a batch between them. Where the folder lies does not. Settings named in `later` count from the first
+    checkpoint on.
     """
 
-    def __init__(self, folder: str, settings: dict[str, Any], files: Sequence[str]) -> None:
+    def __init__(self, folder: str, settings: dict[str, Any], files: Sequence[str], later: Sequence[str] = ()) -> None:
         self.path = Path(folder)
+        self._later = later
         contents = {name: Path(str(settings[name])) for name in files if settings[name] is not None}
-        hashes = {f"content of {name}": _hash(file) for name, file in contents.items() if file.is_file()}
+        hashes = {f"content of {name}": _hash(path) for name, path in contents.items() if path.exists()}
         processes = {"number of processes": int(os.environ.get("WORLD_SIZE", "1"))}
         kept = {name: value for name, value in settings.items() if name != "output"}
         self._settings: dict[str, Any] = json.loads(json.dumps({**kept, **hashes, **processes}))
@@ -49,22 +51,35 @@ class RunFolder:
         """Whether a run was begun there."""
         return self._kept_in.exists()
 
-    def check(self, resume: bool) -> None:
-        """Raise `ConfigError` where the folder cannot be one, holds no such run to resume, or one that waits for it."""
+    def check_free(self) -> None:
+        """Raise `ConfigError` where the folder cannot be one, or holds a run that waits to be resumed."""
         check_folder(self.path)
-        if not resume:
-            if self.is_begun and (checkpoint := self.checkpoint):
-                if self._differences():
-                    raise ConfigError(
-                        f"'{self.path}' holds another run, interrupted after '{checkpoint.name}'; remove the folder, "
-                        "or name another."
-                    )
-                raise ConfigError(
-                    f"'{self.path}' holds this very run, interrupted after '{checkpoint.name}'; go on by --resume, "
-                    "remove the folder, or name another."
-                )
+        if not self.is_begun:
             return
-        if different := self._differences():
+        kept = self._kept()
+        if kept is not None and kept.get("command") != self._settings.get("command"):
+            raise ConfigError(f"'{self.path}' holds a run of another command; remove the folder, or name another.")
+        if checkpoint := self.checkpoint:
+            if kept is None or self._differences(kept):
+                raise ConfigError(
+                    f"'{self.path}' holds another run, interrupted after '{checkpoint.name}'; remove the folder, or "
+                    "name another."
+                )
+            raise ConfigError(
+                f"'{self.path}' holds this very run, interrupted after '{checkpoint.name}'; go on by --resume, remove "
+                "the folder, or name another."
+            )
+
+    def check_same(self) -> None:
+        """Raise `ConfigError` unless the folder holds this run, to be resumed."""
+        check_folder(self.path)
+        kept = self._kept()
+        if kept is None:
+            raise ConfigError(
+                f"'{self.path}' holds no unfinished run to resume: it has no {SETTINGS_NAME} that can be read."
+            )
+        free = self._later if self.checkpoint is None else ()
+        if different := [name for name in self._differences(kept) if name not in free]:
             raise ConfigError(
                 f"the run in '{self.path}' was begun with another {', '.join(different)}; resume it with the same, "
                 "remove the folder, or name another."
@@ -72,24 +87,29 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write down the settings, and drop the checkpoints of a finished run, which are not to be resumed from."""
+        self.drop_checkpoints()
+        write_atomically(self._kept_in, json.dumps(self._settings, indent=2).encode())
+
+    def drop_checkpoints(self) -> None:
+        """Remove every checkpoint."""
         for checkpoint in self._checkpoints:
             shutil.rmtree(checkpoint)
-        write_atomically(self._kept_in, json.dumps(self._settings, indent=2).encode())
 
     def end(self) -> None:
         """Leave nothing to resume."""
         self._kept_in.unlink(missing_ok=True)
 
-    def _differences(self) -> list[str]:
-        """Return the names of the settings that the folder's run has otherwise."""
+    def _kept(self) -> dict[str, Any] | None:
+        """Return the settings of the folder's run, None where they cannot be read."""
         try:
             kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"'{self.path}' holds no unfinished run to resume: it has no {SETTINGS_NAME} that can be read."
-            ) from error
-        now = self._settings
-        return [name for name in now if not isinstance(kept, dict) or kept.get(name) != now[name]]
+        except (OSError, ValueError):
+            return None
+        return kept if isinstance(kept, dict) else None
+
+    def _differences(self, kept: dict[str, Any]) -> list[str]:
+        """Return the names of the settings that the folder's run has otherwise."""
+        return [name for name, value in self._settings.items() if kept.get(name) != value]
 
     @property
     def _checkpoints(self) -> list[Path]:
@@ -101,11 +121,21 @@ class RunFolder:
         return self.path / SETTINGS_NAME
 
 
-def _hash(file: Path) -> str:
+def unfinished(folder: str) -> Path | None:
+    """Return the newest checkpoint of a run that was interrupted in a folder, if there is one."""
+    run = RunFolder(folder, {}, ())
+    return run.checkpoint if run.is_begun else None
+
+
+def _hash(path: Path) -> str:
+    """Return the hash of a file, or of all files in a folder with their names there."""
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(os.fsencode(file.relative_to(path)) + f" of {file.stat().st_size} bytes".encode())
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
     return digest.hexdigest()
 
 

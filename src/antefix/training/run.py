@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from antefix.bank import PrefixBank
-from antefix.errors import AntefixError
+from antefix.errors import DivergedError
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.curve import draw_loss_curve
 from antefix.training.evaluation import score
@@ -42,8 +42,11 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     An interrupt leaves the last checkpoint in `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
     """
     console = console or Console(stderr=True, quiet=not is_main_process())
-    kept = RunFolder(recipe.output, recipe.as_dict(), ("data", "eval_data"))
-    kept.check(resume)
+    kept = folder_of(recipe)
+    if resume:
+        kept.check_same()
+    else:
+        kept.check_free()
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
     model, rows = task.model, prepared.trained.rows(task.encoder)
@@ -66,7 +69,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     try:
         history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
-    except AntefixError:  # it diverged, and would again
+    except DivergedError:  # as it would again
         kept.end()
         raise
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
@@ -85,6 +88,11 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     if is_main_process():
         kept.end()
     return result
+
+
+def folder_of(recipe: Recipe) -> RunFolder:
+    """Return the folder of a training, as that of this recipe."""
+    return RunFolder(recipe.output, {"command": "train", **recipe.as_dict()}, ("data", "eval_data"))
 
 
 def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:

@@ -22,7 +22,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the recipe '{path}' cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date or number that is none
         raise ConfigError(f"the recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"the recipe '{path}' must be a mapping of settings to values.")
@@ -88,6 +88,13 @@ def check_at_least(least: float, settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{name} is {value!r}; it must be {least:g} or more.")
+
+
+def check_share(settings: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these settings is a share, from 0 up to, and not with, 1."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be at least 0 and below 1.")
 
 
 def check_seed(seed: int) -> None:

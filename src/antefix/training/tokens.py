@@ -161,7 +161,8 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, on_left: bool = False) -
     """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
     longest = max(map(len, rows))
     fill = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([[*gap, *row] if on_left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)])
+    filled = [[*gap, *row] if on_left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)]
+    return torch.tensor(filled, dtype=torch.long)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

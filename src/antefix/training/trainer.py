@@ -18,7 +18,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from antefix.bank import PrefixBank
 from antefix.encoder import PrefixSource
-from antefix.errors import ConfigError
+from antefix.errors import ConfigError, DivergedError, PrefixFormatError
 from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.card import Subject, model_card
@@ -83,13 +83,16 @@ class PrefixTrainer(Trainer):
             return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the prefix; on every process, because each may hold a shard of it."""
+        """Write the prefix, on every process, as each may hold a shard of it; raises `DivergedError` for no numbers."""
         folder = Path(output_dir or self.args.output_dir or ".")
         prefix = self.bank.prefix(self.prefix_name)
         model: Any = self._whole_model
         sharded = _gathered(model) if _is_peft_model(model) and self.is_fsdp_enabled else None
         if self.args.should_save:
-            save_prefix(prefix, folder / FILE_NAME)
+            try:
+                save_prefix(prefix, folder / FILE_NAME)
+            except PrefixFormatError as error:
+                raise DivergedError(str(error)) from error
             if _is_peft_model(model):
                 model.save_pretrained(folder, state_dict=sharded)
         if self.args.push_to_hub and not _internal_call:

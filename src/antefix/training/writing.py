@@ -13,7 +13,7 @@ from antefix.bank import PrefixBank
 from antefix.config import PrefixConfig
 from antefix.training.base import attach_writer, load_base
 from antefix.training.examples import Example
-from antefix.training.generation import longest_answer, write
+from antefix.training.generation import write
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss, perplexity
 from antefix.training.mixed import MixedBatches
@@ -103,4 +103,4 @@ class Writing:
         ]
 
     def _most(self, part: Part) -> int:
-        return self.max_new_tokens or longest_answer(self.encoder, part.examples)
+        return self.max_new_tokens or max(len(tokens.answer) for tokens in part.tokens)

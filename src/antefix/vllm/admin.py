@@ -84,7 +84,8 @@ class Admin:
         if directory is None:
             raise ConfigError("no file can be added: the server was started without --prefix-dir.")
         path = directory / file
-        if Path(file).name != file or "\0" in file or path.resolve().parent != directory.resolve():
+        is_name = Path(file).name == file and file.isprintable()
+        if not is_name or path.resolve().parent != directory.resolve():
             raise ConfigError(f"{file!r} is no file of the directory that this server takes prefixes from.")
         return path
 

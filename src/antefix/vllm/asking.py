@@ -71,8 +71,10 @@ def surely_fits(request: Mapping[str, Any], num_bytes: int, num_virtual_tokens: 
 
 
 def too_long(request: Mapping[str, Any], num_tokens: int, num_virtual_tokens: int, room: int) -> str | None:
-    """Return why a prompt of `num_tokens` does not fit behind a prefix, None where it does."""
-    most = most_tokens(request)
+    """Return why a prompt of `num_tokens`, of which vLLM may cut some off, does not fit behind a prefix, or None."""
+    most, kept = most_tokens(request), request.get("truncate_prompt_tokens")
+    if isinstance(kept, int) and kept >= 0:
+        num_tokens = min(num_tokens, kept)
     needed = num_virtual_tokens + num_tokens + most
     if needed <= room:
         return None

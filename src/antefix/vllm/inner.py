@@ -80,8 +80,8 @@ def with_body(scope: Scope, body: bytes) -> Scope:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """Return a header of a request, empty where it has none."""
-    return bytes(dict(scope["headers"]).get(name, b""))
+    """Return a header of a request, empty where it has none; of several the first, which vLLM's server goes by."""
+    return next((bytes(value) for found, value in scope["headers"] if found == name), b"")
 
 
 async def ask(application: Application, scope: Scope, method: str, path: str, body: bytes = b"") -> Answer:

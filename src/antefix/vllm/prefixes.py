@@ -15,7 +15,7 @@ from antefix.errors import ConfigError, PrefixMismatchError, UnknownPrefixError,
 from antefix.meta import shapes_only
 from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.sites import Site, discover_sites
-from antefix.storage import load_prefix
+from antefix.storage import verify_prefix
 from antefix.vllm.settings import CONNECTOR
 from antefix.vllm.ticket import Ticket, make_secret
 
@@ -59,7 +59,7 @@ class Prefixes(Mapping[str, Ticket]):
                 f"{name!r} cannot name a prefix; a name has up to 128 letters, digits, dots, dashes and underscores "
                 "and begins with a letter or digit."
             )
-        prefix = load_prefix(file)
+        prefix = verify_prefix(file)
         self._check_servable(name, prefix)
         ticket = Ticket(name, os.path.abspath(file), prefix.num_virtual_tokens, prefix.content_hash())
         self._tickets[name] = ticket

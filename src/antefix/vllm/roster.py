@@ -6,6 +6,7 @@ import copy
 import fcntl
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class Roster:
 
     def _refresh(self) -> None:
         try:
+            _check_own(self._file.parent)
             status = self._file.stat()
             seen = status.st_ino, status.st_mtime_ns
             if seen == self._seen:
@@ -77,6 +79,7 @@ class Roster:
 
     def _change(self, change: Callable[[dict[str, Any]], object]) -> None:
         self._file.parent.mkdir(mode=0o700, exist_ok=True)
+        _check_own(self._file.parent)
         with self._file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two front ends may change it at once
             self._refresh()
@@ -84,6 +87,13 @@ class Roster:
             change(content["prefixes"])
             write_atomically(self._file, json.dumps(content).encode())
             self._refresh()
+
+
+def _check_own(folder: Path) -> None:
+    """Raise `PermissionError` for a folder that somebody else put where a server's own was tidied away."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"'{folder}' is not this server's own any more; start the server anew.")
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from rich.console import Console
 
 import antefix
 from antefix.embedded.records import draw_examples
-from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataError
-from antefix.training import Distillation, DistillationResult, distill
+from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataError, DivergedError
+from antefix.training import Distillation, DistillationResult, Recipe, distill, train
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
 from antefix.training.distillation.prepare import prepare
 from antefix.training.distillation.room import chunk_length
+from antefix.training.distillation.run import folder_of
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
-from antefix.training.resume import RunFolder
 
 QUIET = Console(quiet=True)
 PROMPT = "{source}\n=>\n"
@@ -165,6 +165,8 @@ def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, ro
         ({"document": "nowhere.txt"}, DataError, "'nowhere.txt' cannot be read"),
         ({"num_logits": 0}, ConfigError, "num_logits is 0"),
         ({"seed": -1}, ConfigError, "seed is -1"),
+        ({"warmup_ratio": 1.0}, ConfigError, "warmup_ratio is 1.0; it must be at least 0 and below 1"),
+        ({"prefix": {"num_frozen_tokens": 4}}, ConfigError, "num_frozen_tokens is 4"),
         ({"answer": "{author}"}, DataError, "names the field 'author'"),
         ({"prompt": "{question}"}, DataError, "names the field 'question'"),
     ],
@@ -206,11 +208,35 @@ def test_a_folder_keeps_its_distillation(settings: dict[str, Any], tmp_path: Pat
     with pytest.raises(ConfigError, match="holds no unfinished run to resume"):
         run(settings, resume=True)
     (tmp_path / "run").mkdir()
-    RunFolder(settings["output"], Distillation(**settings).as_dict(), ("document", "data", "eval_data")).begin()
+    folder_of(Distillation(**settings)).begin()
     with pytest.raises(ConfigError, match="holds a distillation already"):
         run(settings)
-    with pytest.raises(ConfigError, match="another epochs, seed; resume it with the same"):
+    with pytest.raises(ConfigError, match="another seed; resume it with the same"):
         run(settings, resume=True, epochs=1.0, seed=7)
+    with pytest.raises(ConfigError, match="holds a run of another command; remove the folder"):
+        train(Recipe("embedded", settings["data"], "{source}", "{target}", output=settings["output"]), QUIET)
     (tmp_path / "document.txt").write_text("style: verse\n")
     with pytest.raises(ConfigError, match="another content of document; resume it with the same"):
         run(settings, resume=True)
+
+
+def test_lessons_outlive_a_training_that_diverged(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="lessons are kept: go on by --resume with the lower one"):
+        run(settings, learning_rate=1e39)
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "lessons").iterdir()}
+    resumed = run(settings, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in written} == written
+    fresh = run(settings, output=str(tmp_path / "fresh"))
+    found = [antefix.load_prefix(result.prefix_path).content_hash() for result in (resumed, fresh)]
+    assert found[0] == found[1]
+
+
+def test_lessons_that_nothing_tells_of_are_not_learned_from(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Whose document they are of is in settings.json alone."""
+    run(settings, epochs=1)
+    (tmp_path / "run" / "settings.json").unlink()
+    (tmp_path / "document.txt").write_text("style: verse\n")
+    again = run(settings, epochs=1)
+    fresh = run(settings, epochs=1, output=str(tmp_path / "fresh"))
+    found = [antefix.load_prefix(result.prefix_path).content_hash() for result in (again, fresh)]
+    assert found[0] == found[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 import antefix
 from antefix.bank import PrefixBank
@@ -87,6 +88,42 @@ def test_empty_and_endless_lines_teach_nothing(base: Base, teacher: Teacher, mon
     monkeypatch.setattr(teacher, "write", lambda rows, seed, stops_at_line_break: written[: len(rows)])
     (lesson,) = PlainStudy(teacher, base[1], ("note",)).lessons(chunk, random.Random(1), 3)
     assert base[1].tokenizer.decode(lesson.ids, skip_special_tokens=True) == "Note: a cook\n"
+
+
+def test_lines_of_a_tokenizer_that_puts_a_space_before_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Llama's first ones do: a line opens as in the prompt of whoever asks."""
+    tokenizer = _with_leading_space()
+    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    teacher = Teacher(antefix.attach(model), tokenizer, num_logits=5, temperature=1.0, max_new=12)
+    (chunk,) = Document(LINES, tokenizer).windows(random.Random(0), 2000)
+    opening, line, unfinished = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("Question:", "Question: Bomar works.\n", "Question: Bomar works.")
+    )
+    parts = [line[len(opening) :], unfinished[len(opening) :]]
+    monkeypatch.setattr(teacher, "write", lambda rows, seed, stops_at_line_break: parts[: len(rows)])
+    (lesson,) = PlainStudy(teacher, encoder, ("question",)).lessons(chunk, random.Random(1), 2)
+    assert tokenizer.decode(lesson.ids, skip_special_tokens=True) == "Question: Bomar works.\nAnswer: Bomar works.\n"
+    asked = encoder.prompt_ids("Question: Bomar works.\nAnswer:")
+    assert lesson.ids[: len(asked)] == asked
+
+
+def _with_leading_space() -> LlamaTokenizer:
+    """Return a tokenizer of single letters and bytes."""
+    letters = sorted(set(LINES + "Question: Answer:") - {" ", "\n"})
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *letters]
+    return LlamaTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[])
 
 
 @pytest.mark.parametrize("end_with_line", [True, False])

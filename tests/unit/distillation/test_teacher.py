@@ -65,8 +65,9 @@ def test_a_line_ends_with_its_break(base: Base) -> None:
     text = base[1].tokenizer.decode(line)
     assert text.endswith("\n")
     assert text.count("\n") == 1
-    assert greedy.ended(line)
-    assert not greedy.ended(line[:-1])
+    assert greedy.ended(line, stops_at_line_break=True)
+    assert not greedy.ended(line[:-1], stops_at_line_break=True)
+    assert not greedy.ended(line, stops_at_line_break=False)
 
 
 def test_sampling_depends_on_its_seed_alone(base: Base, teacher: Teacher) -> None:

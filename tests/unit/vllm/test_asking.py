@@ -72,6 +72,10 @@ def test_how_much_is_to_be_written(request_: dict[str, Any], most: int) -> None:
 def test_room_is_counted_to_the_last_position() -> None:
     assert too_long({"max_tokens": 8}, 20, 100, room=128) is None
     assert "129 positions, and there are 128" in (too_long({"max_tokens": 8}, 21, 100, room=128) or "")
+    cut = {"max_tokens": 8, "truncate_prompt_tokens": 20}
+    assert too_long(cut, 2000, 100, room=128) is None
+    assert "129 positions" in (too_long(cut | {"truncate_prompt_tokens": 21}, 2000, 100, room=128) or "")
+    assert too_long(cut | {"truncate_prompt_tokens": -1}, 2000, 100, room=128) is not None
     # A prompt of bytes that all were tokens, in a template of 512 tokens.
     assert surely_fits({"max_tokens": 8}, 20, 100, room=640)
     assert not surely_fits({"max_tokens": 8}, 21, 100, room=640)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import nullcontext
@@ -51,6 +52,15 @@ def test_a_prefix_is_offered_by_its_name(prefixes: Prefixes, tmp_path: Path, mon
     prefixes.remove("legal")
     with pytest.raises(antefix.UnknownPrefixError, match="There are 0"):
         prefixes["legal"]
+
+
+def test_a_prefix_with_other_numbers_than_were_saved_is_refused(prefixes: Prefixes, tmp_path: Path) -> None:
+    file = saved(some_prefix(prefixes.sites), tmp_path / "a.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(antefix.PrefixFormatError, match="other numbers than it was saved with"):
+        prefixes.add("a", file)
 
 
 def test_the_content_decides_the_hash(prefixes: Prefixes, tmp_path: Path) -> None:
@@ -168,6 +178,15 @@ def test_a_roster_is_followed_by_others(prefixes: Prefixes, tmp_path: Path, monk
         assert [ticket.content for ticket in other.tickets().values()] == ["2"]
         roster.put(first)
         assert set(other.tickets()) == {"a", "b"}
+        # Or somebody else may put a roster of his own where it was.
+        folder = Path(os.environ[ROSTER]).parent
+        folder.chmod(0o777)
+        content = json.loads(Path(os.environ[ROSTER]).read_text())
+        Path(os.environ[ROSTER]).write_text(json.dumps({**content, "directory": "/elsewhere", "prefixes": {}}))
+        assert set(other.tickets()) == {"a", "b"}
+        assert other.directory == tmp_path.resolve()
+        with pytest.raises(PermissionError, match="not this server's own any more"):
+            other.remove("a")
     monkeypatch.delenv("ANTEFIX_ROSTER")
     with pytest.raises(antefix.ConfigError, match="antefix serve"):
         Roster.of_environment()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import zip_longest
 
 from antefix.training.distillation.document import Chunk, before_all
 from antefix.training.distillation.lessons import Draft, Lesson
@@ -26,31 +25,37 @@ class PlainStudy:
         context = self.encoder.prompt_ids(before_all(chunk.text))
         openings = [OPENINGS[rng.choice(self.kinds)] for _ in range(number)]
         drafts = [Draft(context, self.encoder.prompt_ids(""), [], []) for _ in openings]
+        is_whole = [True] * number
         with self.teacher.reading(context):
-            for stage in zip_longest(*openings):
-                going_on = [draft for draft, opening in zip(drafts, stage, strict=True) if opening is not None]
-                self._open(going_on, [opening for opening in stage if opening is not None])
+            for place in range(max(map(len, openings))):
+                going_on = [row for row in range(number) if place < len(openings[row])]
+                for row in going_on:
+                    self._open(drafts[row], openings[row][place])
                 written = self.teacher.write(
-                    [draft.continuation for draft in going_on], rng.getrandbits(63), stops_at_line_break=True
+                    [drafts[row].continuation for row in going_on], rng.getrandbits(63), stops_at_line_break=True
                 )
-                for draft, ids in zip(going_on, written, strict=True):
-                    draft.continuation.extend(ids)
-                    draft.is_written.extend([True] * len(ids))
-            drafts = [draft for draft, opened in zip(drafts, openings, strict=True) if self._is_whole(draft, opened)]
+                for row, ids in zip(going_on, written, strict=True):
+                    drafts[row].continuation.extend(ids)
+                    drafts[row].is_written.extend([True] * len(ids))
+                    is_whole[row] &= self._is_line(ids, is_last=place + 1 == len(openings[row]))
+            drafts = [draft for draft, whole in zip(drafts, is_whole, strict=True) if whole]
             targets = self.teacher.targets(drafts, len(context)) if drafts else []
         return [Lesson.of(draft, found) for draft, found in zip(drafts, targets, strict=True)]
 
-    def _open(self, drafts: Sequence[Draft], openings: Sequence[str]) -> None:
-        for draft, opening in zip(drafts, openings, strict=True):
-            ids = self.encoder.tokenizer(opening, add_special_tokens=False)["input_ids"]
-            draft.continuation.extend(ids)
-            draft.is_written.extend([False] * len(ids))
+    def _open(self, draft: Draft, opening: str) -> None:
+        """Put an opening down as the tokenizer spells it there: first of all, or behind a line break."""
+        before = "\n" if draft.continuation else ""
+        known, ids = self._spell(before), self._spell(before + opening)
+        ids = ids[len(known) :] if ids[: len(known)] == known else self._spell(opening)
+        draft.continuation.extend(ids)
+        draft.is_written.extend([False] * len(ids))
 
-    def _is_whole(self, draft: Draft, opened: Sequence[str]) -> bool:
-        """Tell whether every line was written to its end, with something in it."""
-        lines = str(self.encoder.tokenizer.decode(draft.continuation, skip_special_tokens=True)).split("\n")
-        lines = lines[: len(opened)]
-        return self.teacher.ended(draft.continuation) and all(
-            line.startswith(opening) and len(line) > len(opening) + 1
-            for line, opening in zip_longest(lines, opened, fillvalue="")
-        )
+    def _spell(self, text: str) -> list[int]:
+        return list(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _is_line(self, ids: list[int], is_last: bool) -> bool:
+        """Tell whether a line was written to its end, with something in it; only the last may have more behind it."""
+        line, _, rest = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")
+        if not line.strip() or not self.teacher.ended(ids, stops_at_line_break=True):
+            return False
+        return is_last or (ids[-1] in self.teacher.line_breaks and not rest)

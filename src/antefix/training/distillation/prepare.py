@@ -73,6 +73,7 @@ def prepare(settings: Distillation) -> Classroom:
     config = settings.prefix_config(document.num_tokens, document.text)
     readable, length = num_readable(bank), document.num_tokens
     teacher = Teacher(bank, encoder.tokenizer, settings.num_logits, settings.temperature, settings.max_new_tokens)
+    holds_chats = settings.messages is not None or (not rows and bool(encoder.tokenizer.chat_template))
     given = functools.partial(_given, settings, teacher, encoder)
     asked = given(document.text, has_answers=False) if rows else None
     if asked is not None:
@@ -86,10 +87,11 @@ def prepare(settings: Distillation) -> Classroom:
     else:
         room = room_to_read(readable, settings, config.num_virtual_tokens)
         length = chunk_length(settings, document.num_tokens, room)
-        way: Any = ChatStudy if encoder.tokenizer.chat_template else PlainStudy
+        way: Any = ChatStudy if holds_chats else PlainStudy
         lessons = way(teacher, encoder, settings.kinds)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
-    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata={"distillation": settings.as_dict()})
+    told = {"distillation": {**settings.as_dict(), "chats": holds_chats}}
+    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=told)
     behind_prefix = Room(bank, settings.name)
     if asked is not None:
         asked.check_room(rows, behind_prefix)

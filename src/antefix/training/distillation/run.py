@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from antefix.errors import ConfigError, DataError
+from antefix.errors import ConfigError, DataError, DivergedError
 from antefix.storage import save_prefix, write_atomically
 from antefix.training.curve import draw_loss_curve
 from antefix.training.distillation.lessons import Lesson, Round
@@ -26,7 +27,18 @@ from antefix.training.fit import fit
 from antefix.training.resume import RunFolder
 from antefix.training.trainer import FILE_NAME
 
+LESSONS_NAME = "lessons"
 MOST_HELD_OUT = 200
+TRAINED_BY = (
+    "objective",
+    "learning_rate",
+    "epochs",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "warmup_ratio",
+    "max_grad_norm",
+)
+"""Settings that no lesson depends on."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +59,23 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     """
     console = console or Console(stderr=True)
     folder = Path(settings.output)
-    kept = RunFolder(settings.output, settings.as_dict(), ("document", "data", "eval_data"))
-    if kept.is_begun and not resume:
-        raise ConfigError(
-            f"'{folder}' holds a distillation already; go on by --resume, remove the folder, or name another."
-        )
-    kept.check(resume)
+    kept = folder_of(settings)
+    if resume:
+        kept.check_same()
+    else:
+        kept.check_free()
+        if kept.is_begun:
+            raise ConfigError(
+                f"'{folder}' holds a distillation already; go on by --resume, remove the folder, or name another."
+            )
     classroom = prepare(settings)
+    checkpoint = kept.checkpoint if resume else None
     if not resume:
+        shutil.rmtree(folder / LESSONS_NAME, ignore_errors=True)  # of another document, if nothing else tells whose
+    if checkpoint is None:
         kept.begin()
     started = time.monotonic()
-    studied = _study(classroom.study, folder / "lessons", console)
+    studied = _study(classroom.study, folder / LESSONS_NAME, console)
     trained, held_out = _parts(studied)
     seconds = {"study": time.monotonic() - started}
     measured_by = {"held_out": held_out, "questions": classroom.questions() if classroom.questions is not None else []}
@@ -72,7 +90,11 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     )
     started = time.monotonic()
     num_tokens = sum(len(lesson.ids) for lesson in trained)
-    history, _ = fit(make_trainer, settings, num_tokens, console, kept.checkpoint if resume else None)
+    try:
+        history, _ = fit(make_trainer, settings, num_tokens, console, checkpoint)
+    except DivergedError as error:
+        kept.drop_checkpoints()
+        raise DivergedError(f"{error} The lessons are kept: go on by --resume with the lower one.") from error
     seconds["training"] = time.monotonic() - started
     after = classroom.measured(settings.name, measured_by)
     found = {
@@ -83,6 +105,12 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
         "settings": settings.as_dict(),
     }
     return _write(settings, classroom, found)
+
+
+def folder_of(settings: Distillation) -> RunFolder:
+    """Return the folder of a distillation, as that of these settings."""
+    files = "document", "data", "eval_data"
+    return RunFolder(settings.output, {"command": "distill", **settings.as_dict()}, files, later=TRAINED_BY)
 
 
 def _study(study: Study, folder: Path, console: Console) -> list[Round]:

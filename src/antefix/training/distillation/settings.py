@@ -15,6 +15,7 @@ from antefix.training.settings import (
     check_above_zero,
     check_at_least,
     check_seed,
+    check_share,
     check_types,
     overridden,
     read_settings,
@@ -22,6 +23,8 @@ from antefix.training.settings import (
 
 Objective = Literal["kl", "next-token"]
 OBJECTIVES = get_args(Objective)
+LONG = 2**20
+"""So many tokens of a document give room for whatever a prefix may be set to."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class Distillation:
             raise ConfigError(f"objective is {self.objective!r}; it must be {' or '.join(map(repr, OBJECTIVES))}.")
         check_above_zero(self, "learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm")
         check_at_least(1, self, "num_lessons", "chunk_length", "max_new_tokens", "num_logits")
-        check_at_least(0, self, "temperature", "weight_decay", "warmup_ratio")
+        check_at_least(0, self, "temperature", "weight_decay")
+        check_share(self, "warmup_ratio")
         check_seed(self.seed)
-        self.prefix_config(num_tokens=20, text="any")
+        self.prefix_config(num_tokens=LONG, text="any")
         self._check_wording()
 
     def _check_wording(self) -> None:

@@ -56,7 +56,7 @@ class Teacher:
     def write(self, rows: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
         """Return what is sampled after each row, up to and with the token that ends it, or the most tokens."""
         model, pad = self.bank.model, padding_id(self.tokenizer)
-        stops = self.ends | (self.line_breaks if stops_at_line_break else set())
+        stops = self._stops(stops_at_line_break)
         sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         ids = pad_rows(rows, pad, on_left=True).to(model.device)
         mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=True).to(model.device)
@@ -88,9 +88,12 @@ class Teacher:
         listed = configured if isinstance(configured, list) else [configured]
         return {int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
 
-    def ended(self, written: Sequence[int]) -> bool:
+    def ended(self, written: Sequence[int], stops_at_line_break: bool) -> bool:
         """Tell whether a text came to its end, rather than to the most tokens."""
-        return bool(written) and written[-1] in self.ends | self.line_breaks
+        return bool(written) and written[-1] in self._stops(stops_at_line_break)
+
+    def _stops(self, at_line_break: bool) -> set[int]:
+        return self.ends | (self.line_breaks if at_line_break else set())
 
     def lessons(self, drafts: Sequence[Draft]) -> list[Lesson]:
         """Return drafts with their targets; what their contexts have in common is read once."""

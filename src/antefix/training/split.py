@@ -1,0 +1,60 @@
+"""Which examples are trained on and which are held out, to score by."""
+
+from __future__ import annotations
+
+import random
+
+from antefix.errors import DataError
+from antefix.training.examples import Example, Wording, examples_of
+from antefix.training.recipe import Recipe
+from antefix.training.rows import read_rows
+
+MOST_HELD_OUT = 200
+LEAST_TO_DRAW_FROM = 10
+
+
+def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], list[Example]]:
+    """Return the examples to train on and those held out: others that the recipe names, or a tenth of its data.
+
+    Raises `DataError` for data that cannot be read or worded, or is too little to hold some out.
+    """
+    rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
+    if recipe.eval_data is not None:
+        others = read_rows(recipe.eval_data, split=recipe.eval_split)
+    elif recipe.eval_split is not None:
+        others = read_rows(recipe.data, config=recipe.data_config, split=recipe.eval_split)
+    else:
+        return _drawn(examples_of(rows, wording), recipe)
+    return examples_of(rows, wording), examples_of(others, wording)
+
+
+def _drawn(examples: list[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    """Draw by the seed, as data may have a period of its own; several answers to one prompt stay together."""
+    if len(examples) < LEAST_TO_DRAW_FROM:
+        of = f"the {len(examples)} examples of '{recipe.data}'"
+        of += "" if recipe.num_examples is None else " (num_examples)"
+        raise DataError(f"{of} are fewer than ten, too few to hold some out; take more, or give --eval-data.")
+    by_prompt: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        by_prompt.setdefault(example.prompt, []).append(place)
+    groups = list(by_prompt.values())
+    if len(groups) < LEAST_TO_DRAW_FROM:  # all answer to the same few prompts, so nothing can be kept apart
+        groups = [[place] for place in range(len(examples))]
+    number = min(len(groups) // 10, max(MOST_HELD_OUT * len(groups) // len(examples), 1))
+    taken = {place for group in random.Random(recipe.seed).sample(groups, number) for place in group}
+    held_out = [example for place, example in enumerate(examples) if place in taken]
+    trained = [example for place, example in enumerate(examples) if place not in taken]
+    return _with_every_label(trained, held_out) if recipe.task == "classification" else (trained, held_out)
+
+
+def _with_every_label(trained: list[Example], held_out: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Train on those held-out examples, too, whose label no other has; all labels are to be learned."""
+    known = {example.answer for example in trained}
+    moved = [example for example in held_out if example.answer not in known]
+    kept = [example for example in held_out if example.answer in known]
+    if not kept:
+        raise DataError(
+            f"each of the {len(held_out)} examples to hold out has a label that no other has; give --eval-data, or "
+            "more examples of each label."
+        )
+    return trained + moved, kept
