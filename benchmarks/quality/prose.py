@@ -89,9 +89,10 @@ halves of the register, seen 20 times, and measured by 72 questions in four word
 the register in its context it answers them, nevertheless. Divergence is from the base with the whole register in its
 context, in nats a token.
 
-The number of lessons, their rate, how often they are seen and that they are of halves was chosen by these same three
-registers and questions. With one token for twenty a prefix still answers better than the base with the register before
-it, and with one for forty about as well. A teacher that reads half as much finds a person more surely, and halves that
-begin elsewhere each time have it ask about more. Where the teacher had the whole register "at once", the prefix comes
-near it, and not past it. The last line has the defaults of the command, but for lessons as short: 1,024 of three
-kinds, seen 20 times."""
+The number of lessons, their rate, how often they are seen and that they are of halves was chosen by three registers and
+their questions. Those that are "unseen" are three more, by which nothing was chosen; each of their nine prefixes, too,
+answers better than the base with the register before it. With one token for twenty a prefix still does, and with one
+for forty about as well as the base. A teacher that reads half as much finds a person more surely, and halves that begin
+elsewhere each time have it ask about more. Where the teacher had the whole register "at once", the prefix comes near
+it, and not past it. "By default" are the defaults of the command, but for lessons as short: 1,024 of three kinds, seen
+20 times."""
