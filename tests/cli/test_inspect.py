@@ -120,9 +120,14 @@ def test_prefixes_are_compared(invoke: Invoke, prefix: Path, tmp_path: Path) -> 
     assert (tmp_path / "similarity.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["../out", "a/b", "", "x" * 220])
-def test_a_name_is_no_way_out_of_the_folder(name: str, invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("../out", "names no file"), ("a/b", "names no file"), ("", "NAME=FILE"), ("x" * 220, "names no file")],
+)
+def test_a_name_is_no_way_out_of_the_folder(
+    name: str, message: str, invoke: Invoke, prefix: Path, tmp_path: Path
+) -> None:
     result = invoke("inspect", f"{name}={prefix}", "--output", tmp_path / "report")
     assert result.exit_code == 1
-    assert "names no file" in result.stderr
+    assert message in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ MOST_NAME = 200
 def check_names(names: Iterable[str]) -> None:
     """Raise `ConfigError` for a name that would be another place than a file of the report's folder."""
     for name in names:
-        if not name or Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
+        if Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
             raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
 
 

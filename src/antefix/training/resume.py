@@ -51,15 +51,18 @@ class RunFolder:
         """Whether a run was begun there."""
         return self._kept_in.exists()
 
-    def check_free(self) -> None:
-        """Raise `ConfigError` where the folder cannot be one, or holds a run that waits to be resumed."""
+    def check_own(self) -> None:
+        """Raise `ConfigError` where the folder cannot be one, or holds a run of another command."""
         check_folder(self.path)
-        if not self.is_begun:
-            return
         kept = self._kept()
         if kept is not None and kept.get("command") != self._settings.get("command"):
             raise ConfigError(f"'{self.path}' holds a run of another command; remove the folder, or name another.")
-        if checkpoint := self.checkpoint:
+
+    def check_free(self) -> None:
+        """Raise `ConfigError` where the folder cannot be one, or holds a run that waits to be resumed."""
+        self.check_own()
+        if self.is_begun and (checkpoint := self.checkpoint):
+            kept = self._kept()
             if kept is None or self._differences(kept):
                 raise ConfigError(
                     f"'{self.path}' holds another run, interrupted after '{checkpoint.name}'; remove the folder, or "
@@ -72,7 +75,7 @@ class RunFolder:
 
     def check_same(self) -> None:
         """Raise `ConfigError` unless the folder holds this run, to be resumed."""
-        check_folder(self.path)
+        self.check_own()
         kept = self._kept()
         if kept is None:
             raise ConfigError(

@@ -63,7 +63,7 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     if resume:
         kept.check_same()
     else:
-        kept.check_free()
+        kept.check_own()
         if kept.is_begun:
             raise ConfigError(
                 f"'{folder}' holds a distillation already; go on by --resume, remove the folder, or name another."
