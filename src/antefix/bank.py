@@ -53,8 +53,9 @@ def attach(
 class PrefixBank:
     """The prefixes of one base model, by name; made by `attach`.
 
-    At most one selection is active in a thread: one name for all rows of a batch, or a list with a name (or None,
-    the bare base model) for each row. Rows that `generate` multiplies for beams keep the choice of their row.
+    At most one selection is active in a thread, or in a task of asyncio: one name for all rows of a batch, or a list
+    with a name (or None, the bare base model) for each row. Rows that `generate` multiplies for beams keep the choice
+    of their row.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class PrefixBank:
             )
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self.fingerprint)
+            made.check_fits(self.sites, self.fingerprint, self._fingerprint_for(made.sites))
             self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
@@ -160,10 +161,10 @@ class PrefixBank:
     def prefix(self, name: str) -> Prefix:
         """Return a prefix as data, on the CPU; of a trainable one, as it is now."""
         held = self._get(name)
-        metadata = self._base_metadata() | self._metadata[name]
-        if isinstance(held, Prefix):
-            return Prefix(held.sites, held.keys, held.values, metadata, held.modules)
-        return prefix_of(held, self.sites, metadata, self._heads.parameters(name))
+        made = held if isinstance(held, Prefix) else prefix_of(held, self.sites, {}, self._heads.parameters(name))
+        own = self._base_metadata(made.sites)
+        metadata = own | self._metadata[name] | {"fingerprint": own["fingerprint"]}
+        return Prefix(made.sites, made.keys, made.values, metadata, made.modules)
 
     def remove(self, name: str) -> None:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
@@ -173,7 +174,8 @@ class PrefixBank:
         heads = self._heads.remove(name)
         if not isinstance(held, Prefix):
             self._trainable = nn.ModuleList(part for part in self._trainable if part not in [*held, *heads])
-            setattr(self.model, MODULE_NAME, self._trainable)
+            if self._attached:  # what stands in the model after that is another bank's
+                setattr(self.model, MODULE_NAME, self._trainable)
         if name in names_of(self._default):
             self._default = None
 
@@ -187,7 +189,10 @@ class PrefixBank:
 
     @contextmanager
     def use(self, selection: Selection) -> Iterator[None]:
-        """Use a selection in this thread, or this task of asyncio, for as long as the context lasts."""
+        """Use a selection in this thread, or this task of asyncio, for as long as the context lasts.
+
+        A compiled model goes by the thread alone, whichever task it runs in: await nothing within the context there.
+        """
         with self._scope.selecting(self._checked(selection)):
             yield
 
@@ -247,12 +252,21 @@ class PrefixBank:
                 parameter.requires_grad_(False)
                 self._frozen_base.append(parameter)
 
-    def _base_metadata(self) -> dict[str, Any]:
+    def _base_metadata(self, sites: Sequence[Site]) -> dict[str, Any]:
         return {
             "base_model": getattr(self.model.config, "_name_or_path", "") or "",
             "base_class": type(self.model).__name__,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self._fingerprint_for(sites),
         }
+
+    def _fingerprint_for(self, sites: Sequence[Site]) -> str:
+        """Return the fingerprint of the base that a prefix at these sites is made for.
+
+        A prefix in stacks that read tokens is made for these alone: `attach` finds a tower only where it is shown what
+        the tower reads.
+        """
+        readers = self._stacks.readers
+        return geometry_fingerprint(readers) if set(sites) <= set(readers) else self.fingerprint
 
     def _check_attached(self) -> None:
         if not self._attached:

@@ -21,35 +21,35 @@ from antefix.prefix import Prefix
 def concat(prefixes: Sequence[Prefix]) -> Prefix:
     """Put prefixes of one base model one after another into one; metadata and modules of the first are kept.
 
-    What was put together stands in the metadata as `composition`.
+    What was put together stands in the metadata as `composition`; where a part was put together itself, so does what
+    each part was made of.
 
     Cartridges (Eyuboglu et al. 2025, arXiv 2506.06266) of two documents put together so answer questions of both.
     Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
     """
-    modules = prefixes[0].modules if prefixes else {}
+    first = _first(prefixes)
     made = {"kind": "concat", "num_virtual_tokens": [prefix.num_virtual_tokens for prefix in prefixes]}
-    return _combined(prefixes, lambda tensors: torch.cat(list(tensors), dim=1), modules, made)
+    return _combined(prefixes, lambda tensors: torch.cat(list(tensors), dim=1), first.modules, made)
 
 
 def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) -> Prefix:
     """Average keys, values and modules token by token, such as of several seeds or checkpoints of one training.
 
-    `weights`, one for each, are scaled to add up to 1. Metadata of the first is kept, with the weights as
-    `composition`. Raises `ConfigError` for weights that cannot be, and `PrefixMismatchError` where sites, lengths or
-    modules differ.
+    `weights`, one for each, are scaled to add up to 1. Metadata of the first is kept, with the weights under
+    `composition`, as by `concat`. Raises `ConfigError` for weights that cannot be, and `PrefixMismatchError` where
+    sites, lengths or modules differ.
     """
-    shares = _shares(prefixes, weights)
+    first = _first(prefixes)
+    shares = _shares(len(prefixes), weights)
     for other in prefixes[1:]:
-        if other.num_virtual_tokens != prefixes[0].num_virtual_tokens:
+        if other.num_virtual_tokens != first.num_virtual_tokens:
             raise PrefixMismatchError(
                 f"prefixes can be averaged only where they are equally long; these have "
-                f"{prefixes[0].num_virtual_tokens} and {other.num_virtual_tokens} virtual tokens."
+                f"{first.num_virtual_tokens} and {other.num_virtual_tokens} virtual tokens."
             )
-        if {name: t.shape for name, t in other.modules.items()} != {
-            name: t.shape for name, t in prefixes[0].modules.items()
-        }:
+        if {name: t.shape for name, t in other.modules.items()} != {name: t.shape for name, t in first.modules.items()}:
             raise PrefixMismatchError("prefixes can be averaged only where the modules beside them are the same.")
-        labels = [prefix.metadata.get("labels") for prefix in (prefixes[0], other)]
+        labels = [prefix.metadata.get("labels") for prefix in (first, other)]
         if other.modules and labels[0] != labels[1]:
             raise PrefixMismatchError(
                 f"heads can be averaged only where they tell the same labels; these tell {labels[0]} and {labels[1]}."
@@ -61,7 +61,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
         assert isinstance(total, Tensor)
         return total.to(tensors[0].dtype)
 
-    modules = {name: mean([prefix.modules[name] for prefix in prefixes]) for name in prefixes[0].modules}
+    modules = {name: mean([prefix.modules[name] for prefix in prefixes]) for name in first.modules}
     return _combined(prefixes, mean, modules, {"kind": "average", "weights": shares})
 
 
@@ -71,13 +71,14 @@ def _combined(
     modules: Mapping[str, Tensor],
     composition: Mapping[str, Any],
 ) -> Prefix:
-    if not prefixes:
-        raise ConfigError("there are no prefixes to put together; give at least one.")
     first = prefixes[0]
     for other in prefixes[1:]:
         fingerprints = {prefix.metadata.get("fingerprint") for prefix in (first, other)} - {None}
         if set(other.sites) != set(first.sites) or len(fingerprints) > 1:
             raise PrefixMismatchError("prefixes can be put together only where they have the same sites; these differ.")
+    parts = [prefix.metadata.get("composition") for prefix in prefixes]
+    if any(part is not None for part in parts):
+        composition = {**composition, "parts": parts}
     return Prefix(
         sites=first.sites,
         keys={path: combine([prefix.keys[path] for prefix in prefixes]) for path in first.keys},
@@ -87,11 +88,15 @@ def _combined(
     )
 
 
-def _shares(prefixes: Sequence[Prefix], weights: Sequence[float] | None) -> list[float]:
+def _first(prefixes: Sequence[Prefix]) -> Prefix:
     if not prefixes:
         raise ConfigError("there are no prefixes to put together; give at least one.")
-    given = [1.0] * len(prefixes) if weights is None else list(weights)
+    return prefixes[0]
+
+
+def _shares(number: int, weights: Sequence[float] | None) -> list[float]:
+    given = [1.0] * number if weights is None else list(weights)
     total = sum(given)
-    if len(given) != len(prefixes) or not math.isfinite(total) or total <= 0:
-        raise ConfigError(f"the weights {given} must be {len(prefixes)} numbers whose sum is above 0.")
+    if len(given) != number or not math.isfinite(total) or total <= 0:
+        raise ConfigError(f"the weights {given} must be {number} numbers whose sum is above 0.")
     return [weight / total for weight in given]

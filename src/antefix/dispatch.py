@@ -1,6 +1,7 @@
 """Whose attention function a module calls: a config of its own names another one than the base's, until that is undone.
 
-Transformers looks the function up by a name in the module's config, so neither the module nor its class is touched.
+Transformers looks the function up by a name in the module's config, so neither the module's code nor its class is
+touched.
 """
 
 from __future__ import annotations

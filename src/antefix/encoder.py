@@ -86,28 +86,34 @@ class PrefixEncoder(nn.Module):
             self.register_buffer("start", start.clone() if start is not None and self.num_frozen_tokens else None)
 
     def forward(
-        self, tokens: Int[torch.Tensor, "*batch token"] | None = None
+        self, tokens: Int[torch.Tensor, "*batch token"] | None = None, dropout: bool = False
     ) -> Float[torch.Tensor, "*batch token width"]:
-        """Return the flat keys and values of virtual tokens, numbered from 0; by default of all, once."""
+        """Return the flat keys and values of virtual tokens, numbered from 0; by default of all, once.
+
+        In training mode, `dropout` drops single numbers, but none of frozen tokens.
+        """
         embedded = self.embedding.weight if tokens is None else self.embedding(tokens)
         if tokens is None:
             tokens = torch.arange(self.num_virtual_tokens, device=embedded.device)
         flat: torch.Tensor = self.transform(embedded)
-        if self.start is not None:
-            start = self.start[tokens]
-            trained = start + flat if isinstance(self.transform, nn.Sequential) else flat
-            flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, trained)
+        start = None if self.start is None else self.start[tokens]
+        if start is not None and isinstance(self.transform, nn.Sequential):
+            flat = start + flat
+        if dropout:
+            flat = self.dropout(flat)
+        if start is not None:
+            flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, flat)
         return flat
 
     def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return key `(kv_head, token, key_dim)` and value `(kv_head, token, value_dim)` by site path.
 
-        Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output.
-        Without it, they are as they are to be saved, in the dtype of the parameters.
+        Gradients flow back to the parameters; in training mode, `dropout` drops single numbers of the flat output, but
+        none of frozen tokens. Without it, they are as they are to be saved, in the dtype of the parameters.
         """
-        flat = self()
-        if dropout:
-            flat = self.dropout(flat).to(None if self.dtype_of is None else self.dtype_of.dtype)
+        flat = self(dropout=dropout)
+        if dropout and self.dtype_of is not None:
+            flat = flat.to(self.dtype_of.dtype)
         return split(flat, self.sites)
 
 

@@ -41,7 +41,8 @@ class Heads:
     def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
         """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
 
-        Raises `ConfigError` where a name fits none, more than one, or one that holds attention, and where two overlap.
+        Raises `ConfigError` where a name fits none, more than one, or one that holds attention, no parameters, or what
+        a prefix file does not keep, and where two overlap.
         """
         paths = [self._find(module) for module in modules]
         if overlap := _overlap(paths):
@@ -100,6 +101,14 @@ class Heads:
             )
         if self._holds_attention(paths[0]):
             raise ConfigError(f"the trainable module '{paths[0]}' holds attention; name a head.")
+        module = self.model.get_submodule(paths[0])
+        if not _has_parameters(module):
+            raise ConfigError(f"the trainable module '{paths[0]}' has no parameters to train; name a head that has.")
+        if odd := [name for name, held in module.state_dict().items() if not _is_float(held)]:
+            raise ConfigError(
+                f"the trainable module '{paths[0]}' holds '{odd[0]}', which is no floating-point tensor, and a prefix "
+                "file keeps no other; name a part of it without that."
+            )
         return paths[0]
 
     def _holds_attention(self, path: str) -> bool:
@@ -154,7 +163,7 @@ class Heads:
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = self._base()
-        if path not in modules or self._holds_attention(path):
+        if path not in modules or self._holds_attention(path) or not _has_parameters(modules[path]):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -162,9 +171,11 @@ class Heads:
             raise PrefixMismatchError(
                 f"the prefix brings a trained '{path}' with tensors {given}, but this model's has {expected}."
             )
-        module = self._copy(path).requires_grad_(False)
-        module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
+        with torch.inference_mode(False):  # what is kept may be of use to a training step, too
+            module = self._copy(path).requires_grad_(False)
+            module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
         module.register_forward_pre_hook(_follow_inputs, with_kwargs=True)
+        module.register_forward_pre_hook(_following_mode(modules[path], module))
         return module
 
     def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
@@ -216,6 +227,28 @@ def _follow_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if device is not None and any(tensor.device != device for tensor in tensors):
         with _MOVING, torch.inference_mode(False):  # what is kept may be of use to a training step, too
             module.to(device)
+
+
+def _following_mode(base: nn.Module, copied: nn.Module) -> Callable[..., None]:
+    """Return a hook that lets a loaded copy train or evaluate as the base's module does then, part by part.
+
+    It is no part of the model, so the model's `train` and `eval` pass it by.
+    """
+    there = {name for name, _ in copied.named_modules()}
+    parts = {name: part for name, part in base.named_modules() if name in there}
+
+    # The copy is handed over, not kept: in a circle with its hook it would outlive its removal.
+    def follow(module: nn.Module, args: tuple[Any, ...]) -> None:
+        for name, part in parts.items():
+            own = module.get_submodule(name)
+            if own.training != part.training:
+                own.training = part.training
+
+    return follow
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _is_float(value: object) -> bool:

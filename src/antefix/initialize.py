@@ -69,7 +69,7 @@ def text_prefix(
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, num_virtual_tokens: int) -> list[int]:
     """Return the first tokens of a text, by default of an instruction, repeated as often as it takes to fill them.
 
-    The tokenizer's own first token, such as the beginning of sequence, comes first. Raises `ConfigError` for a text
+    The tokenizer's beginning of sequence comes first, where the tokenizer writes one. Raises `ConfigError` for a text
     without tokens.
     """
     text = DEFAULT_TEXT if text is None else text

@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from transformers import Cache
 
 from antefix.attention.state import KeysAndValues, Pairs
@@ -23,7 +24,8 @@ class Placement:
         # With the prefix itself: a forward that began before another one took its name may still ask for it.
         self._placed: OrderedDict[str, tuple[Prefix, KeysAndValues]] = OrderedDict()
         self._lock = threading.Lock()
-        self._made: WeakKeyDictionary[Any, dict[PrefixSource, Pairs]] = WeakKeyDictionary()
+        # By the id of a source, which may not be hashable, and with the source itself, whose id no other gets then.
+        self._made: WeakKeyDictionary[Any, dict[int, tuple[PrefixSource, Pairs]]] = WeakKeyDictionary()
 
     @property
     def names(self) -> list[str]:
@@ -42,7 +44,7 @@ class Placement:
         with self._lock:
             held, placed = self._placed.get(name, (None, None))
             if placed is None or held is not prefix:
-                placed = _as_they_are(prefix)
+                placed = _of_use_to_training(prefix)
                 self._placed[name] = prefix, placed
             self._placed.move_to_end(name)
             while len(self._placed) > self.limit:
@@ -55,14 +57,25 @@ class Placement:
         if not (read_only and isinstance(cache, Cache)):
             return source.keys_and_values()
         made = self._made.setdefault(cache, {})
-        if source not in made or cache.get_seq_length() == 0:
-            made[source] = source.keys_and_values()
-        return made[source]
+        if id(source) not in made or cache.get_seq_length() == 0:
+            made[id(source)] = source, source.keys_and_values()
+        return made[id(source)][1]
 
     def drop(self, name: str) -> None:
         """Forget a frozen prefix."""
         with self._lock:
             self._placed.pop(name, None)
+
+
+def _of_use_to_training(prefix: Prefix) -> KeysAndValues:
+    """Take a prefix as it is, but for what was made in inference mode, which autograd would refuse to save."""
+
+    def usable(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    with torch.inference_mode(False):
+        pairs = _as_they_are(prefix).pairs
+        return KeysAndValues({path: (usable(key), usable(value)) for path, (key, value) in pairs.items()})
 
 
 def _as_they_are(prefix: Prefix) -> KeysAndValues:

@@ -42,8 +42,7 @@ class StackPositions:
         padding = next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), None)
         counts_from_ids = any(map(_counts_from_ids, stack.modules()))
         self._first_position = cast(int, padding) + 1 if counts_from_ids and padding is not None else 0
-        # The bare stack leaves padding out when it counts, as RoBERTa and OPT do.
-        self._skips_padding = self._first_position > 0 or _takes(self.table, "attention_mask")
+        self._counts_from_mask = _takes(self.table, "attention_mask")  # as OPT does
         self._pending = threading.local()
         self._replaces_lookup = self.reads_tokens and self.table is not None and not self.takes_ids
         self._hooks = []
@@ -81,10 +80,12 @@ class StackPositions:
         # A number where it will do: a tensor of them is copied to a GPU, which the CPU waits for.
         same = len(set(lengths)) == 1
         offsets: int | Tensor = lengths[0] if same else torch.tensor(lengths, device=tokens.device)[:, None]
-        given = inputs.get("position_ids") if self.takes_ids else None
-        positions = _standing(inputs, tokens, self._skips_padding | (offsets > 0)) if given is None else given
         first = self._first_position if self.takes_ids else 0
-        positions = positions + first if given is None else positions
+        positions = inputs.get("position_ids") if self.takes_ids else None
+        if positions is None:
+            positions = self._standing(inputs, tokens, offsets > 0) + first
+            if self._first_position:  # padding that the base tells by its ids stays before the first position
+                offsets = offsets * (positions >= first)
         shifted = positions + offsets
         self._check_limit(shifted, first)
         if self.takes_ids:
@@ -108,6 +109,30 @@ class StackPositions:
         """The row of the table that holds the first position."""
         offset = getattr(self.table, "offset", None)
         return self._first_position if offset is None else cast(int, offset)
+
+    def _standing(self, inputs: Mapping[str, Any], tokens: Tensor, has_prefix: bool | Tensor) -> Tensor:
+        """Return the positions `(batch, token)` of the tokens before they are moved, counted from 0.
+
+        Rows with a prefix leave out what the mask hides: the prefix ends where the first real token stands. Where
+        `has_prefix` `(batch, 1)` is false, they are those of the bare stack.
+        """
+        batch, length = tokens.shape[:2]
+        cache = cache_of(inputs)
+        past = 0 if cache is None else cache.get_seq_length()
+        bare = (torch.arange(length, device=tokens.device) + past).expand(batch, -1)
+        if self._first_position and inputs.get("input_ids") is not None:
+            real = tokens != self._first_position - 1
+            bare = (real.cumsum(-1) + past) * real - 1
+        mask = inputs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            return bare
+        counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        if isinstance(past, int):  # a mask may be as long as a static cache
+            counted = counted[:, : past + length]
+        counted = counted[:, -length:]
+        if isinstance(has_prefix, bool) or self._counts_from_mask:
+            return counted
+        return torch.where(has_prefix, counted, bare)
 
     def _check_limit(self, positions: Tensor, first: int) -> None:
         limit = self.limit
@@ -142,28 +167,6 @@ def _takes(module: nn.Module | None, name: str) -> bool:
 def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
     """Return the cache among a stack's inputs, under whatever name this version of Transformers takes it."""
     return next((value for value in inputs.values() if isinstance(value, Cache)), None)
-
-
-def _standing(inputs: dict[str, Any], tokens: Tensor, skips_padding: bool | Tensor) -> Tensor:
-    """Return the positions `(batch, token)` of the tokens, counted from 0.
-
-    Rows with a prefix skip padding: the prefix ends where the first real token stands. `skips_padding` is of all rows
-    or `(batch, 1)`.
-    """
-    batch, length = tokens.shape[:2]
-    cache = cache_of(inputs)
-    past = 0 if cache is None else cache.get_seq_length()
-    plain = (torch.arange(length, device=tokens.device) + past).expand(batch, -1)
-    mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        return plain
-    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    if isinstance(past, int):  # a mask may be as long as a static cache
-        counted = counted[:, : past + length]
-    counted = counted[:, -length:]
-    if isinstance(skips_padding, Tensor):
-        return torch.where(skips_padding, counted, plain)
-    return counted if skips_padding else plain
 
 
 def sliding_window(config: Any) -> int | None:

@@ -79,12 +79,18 @@ class Prefix:
         """Copy and pickle as plain data, which read-only mappings would refuse."""
         return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata), dict(self.modules))
 
-    def check_fits(self, base_sites: Sequence[Site], fingerprint: str) -> None:
-        """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites."""
+    def check_fits(self, base_sites: Sequence[Site], fingerprint: str, *others: str) -> None:
+        """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites.
+
+        Any of the fingerprints will do. They tell what the prefix's own sites cannot: that its base had no others.
+        """
         known = {site.path: site for site in base_sites}
         differences = [_difference(site, known.get(site.path)) for site in self.sites if known.get(site.path) != site]
-        if not differences and self.metadata.get("fingerprint", fingerprint) != fingerprint:
-            differences = [f"the base model has {len(base_sites)} sites of another geometry"]
+        if not differences and self.metadata.get("fingerprint", fingerprint) not in (fingerprint, *others):
+            differences = [
+                f"it has the prefix's sites, but its {len(base_sites)} sites are not all those that were found in the "
+                "other, which has another number of layers or was attached with other example_inputs"
+            ]
         if differences:
             made_for = self.metadata.get("base_model") or self.metadata.get("base_class") or "another base model"
             more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""

@@ -24,12 +24,13 @@ class Scope:
     @contextmanager
     def selecting(self, selection: Selection) -> Iterator[None]:
         """Select for as long as the context lasts."""
-        outer = _SELECTED.get()
-        self._set((*outer, (self, selection)))
+        own = (self, selection)
+        self._set((*_SELECTED.get(), own))
         try:
             yield
         finally:
-            self._set(outer)
+            # Generators end in any order, so this one need not be the innermost; an equal one may be another's.
+            self._set(tuple(one for one in _SELECTED.get() if one is not own))
 
     @property
     def selections(self) -> tuple[Selection, ...]:

@@ -85,9 +85,11 @@ def sites_and_cut_off(
             "example_inputs have as many decoder tokens as encoder tokens, which hides what is cross-attention; give "
             "sequences of two lengths."
         )
-    sites = {call.path: _site(call) for call in reversed(calls)}
+    first: dict[str, AttentionCall] = {}
+    for call in calls:
+        first.setdefault(call.path, call)
     cut_off = frozenset(call.path for call in calls if not call.keyword_arrived)
-    return tuple(sites[path] for path in dict.fromkeys(call.path for call in calls)), cut_off
+    return tuple(map(_site, first.values())), cut_off
 
 
 def observe_text(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[AttentionCall]:

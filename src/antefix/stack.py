@@ -25,7 +25,8 @@ class Stack:
     """Watches the forwards of one stack.
 
     `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites for
-    a forward with this cache, or with none; `carrier` is there if no keyword reaches some of the sites.
+    a forward with this cache, or with none; `carrier` is there if no keyword reaches some of the sites; `encodes_rows`
+    tells that a decoder attends to what this stack makes of the rows of the batch, whatever it reads.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Stack:
         selection: Callable[[], Selection],
         materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
         carrier: Carrier[ForwardPrefixes | None] | None,
+        encodes_rows: bool = False,
     ) -> None:
         self.module = module
         self.sites = sites
@@ -44,6 +46,7 @@ class Stack:
         self.sends_keyword = takes_keywords(module)
         self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
         self.positions = StackPositions(module)
+        self.has_rows_of_batch = self.positions.reads_tokens or encodes_rows
         self.together = Together()
         self.checkpointed = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]
         self.parameters = list(inspect.signature(module.forward).parameters)
@@ -76,6 +79,7 @@ class Stack:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[()], dict[str, Any]]:
+        self._after(module, args, None)  # a forward that was interrupted did not come to it
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
         prefixes = self._prefixes(inputs)
         if self.sends_keyword:
@@ -93,23 +97,40 @@ class Stack:
     def _prefixes(self, inputs: dict[str, Any]) -> ForwardPrefixes:
         """Materialise the prefixes of this forward, once, and move the tokens behind them."""
         selection = self.selection()
-        used = list(dict.fromkeys(name for name in names_of(selection) if name is not None))
-        if not used:
+        selected = dict.fromkeys(name for name in names_of(selection) if name is not None)
+        if not selected:
             return NO_PREFIXES
         if self.module.training:
             _refuse_reentrant_checkpointing(self.checkpointed)
         batch = _batch_size(inputs)
         if batch is None:  # the base has a sentence of its own for that
             return NO_PREFIXES
-        names = [selection] * batch if isinstance(selection, str) else rows_of(names_of(selection), batch)
         cache = cache_of(inputs)
-        prefixes = tuple(self.materialize(name, self.sites, cache) for name in used)
+        made = {name: self.materialize(name, self.sites, cache) for name in selected}
+        here = {name: prefix for name, prefix in made.items() if any(site.path in prefix.pairs for site in self.sites)}
+        if not here:
+            return NO_PREFIXES
+        used, prefixes = list(here), tuple(here.values())
         lengths = [self._length(prefix) for prefix in prefixes]
-        rows = tuple(-1 if name is None else used.index(name) for name in names)
+        numbers = [used.index(name) if name in here else -1 for name in names_of(selection)]
+        rows = tuple(self._rows(numbers, batch))
         relative = None
         if any(lengths):
             relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
         return ForwardPrefixes(prefixes, rows, relative, self.together.for_cache(prefixes, cache))
+
+    def _rows(self, numbers: Sequence[int], batch: int) -> Sequence[int]:
+        """Return the number of the prefix of each row of this stack."""
+        if self.has_rows_of_batch and len(numbers) > 1:
+            return rows_of(numbers, batch)
+        if len(set(numbers)) == 1:
+            return [numbers[0]] * batch
+        if len(numbers) != batch:  # also a multiple may be images, which need not be dealt out evenly
+            raise ConfigError(
+                f"prefixes are chosen for {len(numbers)} rows, but the {batch} rows of {type(self.module).__name__}, "
+                "such as images, are not those of the batch; all rows need the same prefix there, or give one name."
+            )
+        return numbers
 
     def _length(self, prefix: KeysAndValues) -> int:
         """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""

@@ -35,13 +35,14 @@ class Stacks:
         sites_of: dict[str, list[Site]] = {}
         for site in sites:
             sites_of.setdefault(stack_path(model, site), []).append(site)
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else None
         for path, own in sites_of.items():
             module = model.get_submodule(path)
             assert isinstance(module, PreTrainedModel)
             is_cut_off = any(site.path in cut_off for site in own)
             carrier: Carrier[ForwardPrefixes | None] | None = Carrier(lambda: None) if is_cut_off else None
             self._undo += [open_site(model.get_submodule(site.path), site, carrier) for site in own]
-            self._stacks[path] = Stack(module, own, selection, materialize, carrier)
+            self._stacks[path] = Stack(module, own, selection, materialize, carrier, module is encoder)
 
     @property
     def limits(self) -> dict[Kind, int]:
@@ -52,6 +53,12 @@ class Stacks:
             for site in stack.sites
             if site.kind != "cross" and stack.limit is not None
         }
+
+    @property
+    def readers(self) -> tuple[Site, ...]:
+        """The sites in stacks that read tokens, which a forward of text alone reaches, too."""
+        stacks = self._stacks.values()
+        return tuple(site for stack in stacks if stack.positions.reads_tokens for site in stack.sites)
 
     def close(self) -> None:
         """Close every site and take every hook away, bit for bit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -49,7 +50,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
         "num_virtual_tokens": str(prefix.num_virtual_tokens),
         "sites": json.dumps([asdict(site) for site in prefix.sites]),
         "metadata": extra,
-        "content": prefix.content_hash(),
+        **_hashes(prefix),
     }
     write_atomically(Path(path), save(tensors, metadata))
 
@@ -66,19 +67,23 @@ def load_prefix(path: str | os.PathLike[str]) -> Prefix:
             sites, metadata = _read_header(header, path)
             names = set(file.keys())
             _check_names(names, sites, path)
-            # Copied out of the mapped file: whoever writes over it does not change the prefix.
-            tensors = {name: file.get_tensor(name).clone() for name in sorted(names)}
+            with torch.inference_mode(False):  # what is kept may be of use to a training step, too
+                # Copied out of the mapped file: whoever writes over it does not change the prefix.
+                tensors = {name: file.get_tensor(name).clone() for name in sorted(names)}
     except (SafetensorError, OSError) as error:
         raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
     return _assemble(path, header, sites, tensors, metadata)
 
 
 def verify_prefix(path: str | os.PathLike[str]) -> Prefix:
-    """Read a prefix as `load_prefix` does, and hold it against the hash that it was saved with."""
+    """Read a prefix as `load_prefix` does, and hold it against the hashes that it was saved with.
+
+    One is of sites, keys and values, one of the modules trained beside them; the first files tell neither.
+    """
     prefix = load_prefix(path)
     with safe_open(path, framework="pt") as file:
-        told = file.metadata().get("content")
-    if told not in (None, prefix.content_hash()):  # the first files did not tell
+        told = file.metadata()
+    if any(told.get(name, now) != now for name, now in _hashes(prefix).items()):
         raise PrefixFormatError(f"'{path}' holds other numbers than it was saved with; it was damaged or changed.")
     return prefix
 
@@ -116,6 +121,15 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def storable(tensor: torch.Tensor) -> torch.Tensor:
     """Return what safetensors takes: on the CPU, contiguous, and with memory of its own."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _hashes(prefix: Prefix) -> dict[str, str]:
+    """Return by their names in the header the SHA-256 of what a prefix holds, and of the modules beside it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(prefix.modules.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"content": prefix.content_hash(), "modules": digest.hexdigest()}
 
 
 def _check_header(header: Mapping[str, str], path: Path) -> None:

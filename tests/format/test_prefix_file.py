@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import antefix
 from antefix.initialize import random_prefix
 from antefix.prefix import Prefix
 from antefix.sites import Site
+from antefix.storage import verify_prefix
 
 SITES = (
     Site("enc.0", "encoder", 0, 2, 6, 4),
@@ -55,6 +58,55 @@ def test_trained_modules_lie_beside_keys_and_values(prefix: Prefix, tmp_path: Pa
         assert set(other.modules) == set(modules)
         assert all(torch.equal(other.modules[name], tensor) for name, tensor in modules.items())
     assert not prefix.modules
+
+
+def test_the_hash_of_modules_is_that_of_the_specification(prefix: Prefix, tmp_path: Path) -> None:
+    modules = {"out:weight": torch.randn(3, 4).bfloat16(), "out:scale": torch.tensor(2.0), "in:bias": torch.randn(3)}
+    whole = Prefix(SITES, prefix.keys, prefix.values, prefix.metadata, modules)
+    antefix.save_prefix(whole, tmp_path / "p.safetensors")
+    header, data = read_by_hand(tmp_path / "p.safetensors")
+    digest = hashlib.sha256()
+    for name, described in (
+        ("in:bias", b'["in:bias", "torch.float32", [3]]'),
+        ("out:scale", b'["out:scale", "torch.float32", []]'),
+        ("out:weight", b'["out:weight", "torch.bfloat16", [3, 4]]'),
+    ):
+        start, end = header[name]["data_offsets"]
+        digest.update(described + data[start:end])
+    assert header["__metadata__"]["modules"] == digest.hexdigest()
+    antefix.save_prefix(prefix, tmp_path / "p.safetensors")
+    header, _ = read_by_hand(tmp_path / "p.safetensors")
+    assert header["__metadata__"]["modules"] == hashlib.sha256().hexdigest()
+
+
+def test_changed_modules_are_found_where_the_file_told_of_them(prefix: Prefix, tmp_path: Path) -> None:
+    path, modules = tmp_path / "p.safetensors", {"out:weight": torch.randn(3, 4), "out:bias": torch.randn(3)}
+    antefix.save_prefix(Prefix(SITES, prefix.keys, prefix.values, prefix.metadata, modules), path)
+    assert set(verify_prefix(path).modules) == set(modules)
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    without = {name: tensor for name, tensor in tensors.items() if name != "out:bias"}
+    for changed in (
+        tensors | {"out:weight": tensors["out:weight"] + 1},
+        without,
+        without | {"out:shift": tensors["out:bias"]},
+        tensors | {"more:bias": torch.zeros(2)},
+    ):
+        save_file(changed, path, told)
+        antefix.load_prefix(path)
+        with pytest.raises(antefix.PrefixFormatError, match="other numbers than it was saved with"):
+            verify_prefix(path)
+        for missing in ({"modules"}, {"modules", "content"}):  # as the first files have it
+            save_file(changed, path, {name: value for name, value in told.items() if name not in missing})
+            verify_prefix(path)
+
+
+def test_what_is_read_in_inference_mode_is_of_use_outside_of_it(prefix: Prefix, tmp_path: Path) -> None:
+    antefix.save_prefix(prefix, tmp_path / "p.safetensors")
+    with torch.inference_mode():
+        loaded = antefix.load_prefix(tmp_path / "p.safetensors")
+    assert not any(tensor.is_inference() for part in (loaded.keys, loaded.values) for tensor in part.values())
 
 
 def test_a_prefix_does_not_change_with_its_file(prefix: Prefix, tmp_path: Path) -> None:

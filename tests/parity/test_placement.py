@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import antefix
 from antefix.initialize import random_prefix
+from antefix.sites import Site
 from tests.parity.compare import assert_close, assert_far, logits, with_prefix
 from tests.parity.families import FAMILIES, draw_ids
 
@@ -59,6 +62,49 @@ def test_the_network_runs_once_an_answer_and_is_never_stale(name: str, kinds: in
     bank.add("frozen", bank.prefix("mlp"))
     bank.activate("frozen")
     assert_close(answer(), after)
+
+
+@dataclass
+class Constant:
+    """A `PrefixSource` that is equal to others and has no hash, as dataclasses are."""
+
+    sites: Sequence[Site]
+    number: float
+    training: bool = False
+
+    def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            site.path: (
+                torch.full((site.num_key_value_heads, 3, site.key_dim), self.number),
+                torch.full((site.num_key_value_heads, 3, site.value_dim), self.number),
+            )
+            for site in self.sites
+        }
+
+
+def test_a_source_is_known_by_what_it_is() -> None:
+    model = FAMILIES["Llama"].build()
+    bank = antefix.attach(model)
+    for number in (1.0, 2.0):
+        bank.add(f"made {number}", Constant(bank.sites, number))
+        bank.add(f"kept {number}", bank.prefix(f"made {number}"))
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    ids = draw_ids(2, 6)
+
+    def answer(*names: str) -> Tensor:
+        with bank.use(names):
+            return torch.stack(model.generate(input_ids=ids, **settings, disable_compile=True).logits)
+
+    assert_close(answer("made 1.0", "made 2.0"), answer("kept 1.0", "kept 2.0"))
+    sources: Any = [Constant(bank.sites, 1.0), Constant(bank.sites, 1.0)]
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), bank.use(None):
+        model(input_ids=ids, past_key_values=cache)
+        pairs = [bank._placement.made(source, cache) for source in sources]
+        assert pairs[0] is not pairs[1]
+        del sources[0]
+        fresh = Constant(bank.sites, 5.0)
+        assert all((key == 5.0).all() for key, _ in bank._placement.made(fresh, cache).values())
 
 
 def test_a_cache_that_begins_anew_gets_the_prefix_as_it_is_then() -> None:

@@ -36,6 +36,11 @@ def kosmos() -> PreTrainedModel:
     return Kosmos2TextModel(config)
 
 
+def roberta() -> PreTrainedModel:
+    config = transformers.RobertaConfig(**{**SMALL, "pad_token_id": PADDING, "num_hidden_layers": 1})
+    return transformers.RobertaModel(config)
+
+
 def built(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     torch.manual_seed(1)
     model = build().eval()
@@ -68,6 +73,43 @@ def test_a_stack_that_counts_from_after_its_padding_index(build: Callable[[], Pr
     assert_close(mixed[1], bare[1])
     assert_close(mixed_padded[1, 3:], bare_padded[1, 3:])
     assert_far(bare, read)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("build", [esm, kosmos, roberta])
+def test_padding_that_only_its_ids_tell(build: Callable[[], PreTrainedModel], side: str) -> None:
+    """Without a mask it is attended to, and the base gives it a place of its own."""
+    model = built(build)
+    padding = torch.full((len(ROWS), 3), PADDING)
+    ids = torch.cat([padding, ROWS] if side == "left" else [ROWS, padding], 1)
+    read = logits(model, input_ids=torch.cat([TEXT.expand(len(ROWS), -1), ids], 1))[:, TEXT.shape[1] :]
+    bare = logits(model, input_ids=ids)
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        assert_close(logits(model, input_ids=ids), read)
+    with bank.use(["text", None]):
+        mixed = logits(model, input_ids=ids)
+    assert_close(mixed[0], read[0])
+    assert_close(mixed[1], bare[1])
+    assert_far(bare, read)
+
+
+@pytest.mark.parametrize("build", [kosmos, roberta])
+def test_bare_rows_of_embeddings_stand_where_the_base_puts_them(build: Callable[[], PreTrainedModel]) -> None:
+    """The base cannot tell which of them are padding, so it counts them all."""
+    model = built(build)
+    mask = padded(ROWS)["attention_mask"]
+    embeds = model.get_input_embeddings()(padded(ROWS)["input_ids"]).detach()
+    bare = logits(model, inputs_embeds=embeds, attention_mask=mask)[:, 3:]
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        whole = logits(model, inputs_embeds=embeds[:, 3:])
+    with bank.use(["text", None]):
+        mixed = logits(model, inputs_embeds=embeds, attention_mask=mask)[:, 3:]
+    assert_close(mixed[0], whole[0])
+    assert_close(mixed[1], bare[1])
 
 
 @pytest.mark.parametrize("selection", ["text", ["text", None]])

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import antefix
 from antefix.embedded import model_path
 from antefix.errors import DataError
-from antefix.training import prepare
+from antefix.training import split
 from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
@@ -117,10 +117,10 @@ def test_labels_are_sorted_as_what_they_are() -> None:
 
 def test_a_label_of_one_example_is_trained() -> None:
     trained, held_out = ([Example("", label) for label in labels] for labels in (["a", "b", "a"], ["b", "c", "a"]))
-    kept = prepare._with_every_label(trained, held_out)
+    kept = split._with_every_label(trained, held_out)
     assert [[example.answer for example in part] for part in kept] == [["a", "b", "a", "c"], ["b", "a"]]
     with pytest.raises(DataError, match="each of the 2 examples to hold out has a label that no other has"):
-        prepare._with_every_label(trained, [Example("", "c"), Example("", "d")])
+        split._with_every_label(trained, [Example("", "c"), Example("", "d")])
 
 
 def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:

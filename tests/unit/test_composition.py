@@ -39,6 +39,18 @@ def test_the_result_tells_what_it_was_made_of() -> None:
     assert antefix.concat([first]).metadata == antefix.average([second])[:1].metadata | first.metadata == first.metadata
 
 
+def test_the_result_tells_what_its_parts_were_made_of() -> None:
+    parts = [replace(random_prefix(SITES, 3), metadata={"training": {"data": name}}) for name in "abc"]
+    mean = antefix.average(parts[:2])
+    told = {"kind": "average", "weights": [0.5, 0.5]}
+    assert antefix.concat([parts[2], mean[1:]]).metadata == {
+        **parts[2].metadata,
+        "composition": {"kind": "concat", "num_virtual_tokens": [3, 2], "parts": [None, told]},
+    }
+    again = antefix.average([mean, antefix.concat([mean])])
+    assert again.metadata["composition"] == {**told, "parts": [told, told]}
+
+
 def test_average_of_each_token() -> None:
     first, second = (with_head(random_prefix(SITES, 3), value) for value in (1.0, 5.0))
     mean = antefix.average([first, second], weights=[3, 1])

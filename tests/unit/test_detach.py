@@ -50,6 +50,23 @@ def test_a_detached_bank_says_so_and_harms_no_other() -> None:
         pass
 
 
+def test_removing_from_a_detached_bank_leaves_the_model_alone() -> None:
+    model = build_model("llama")
+    state = list(model.state_dict())
+    old = antefix.attach(model)
+    for name in ("p", "q", "r"):
+        old.add(name, antefix.PrefixConfig(4, init="random"))
+    old.detach()
+    old.remove("p")
+    assert list(model.state_dict()) == state
+    new = antefix.attach(model)
+    new.add("p", antefix.PrefixConfig(4, init="random"))
+    held = list(model.state_dict())
+    old.remove("q")
+    assert list(model.state_dict()) == held
+    assert old.names == ["r"]
+
+
 def test_a_model_is_not_copied_with_its_bank() -> None:
     model = build_model("llama")
     expected = run(model)

@@ -86,6 +86,19 @@ def test_dropout_drops_in_training_only_and_never_in_what_is_saved() -> None:
     assert not any((key == 0).any() for key, _ in encoder.eval().keys_and_values().values())
 
 
+@pytest.mark.parametrize("reparameterization", [None, "mlp"])
+def test_dropout_leaves_frozen_tokens(reparameterization: Any) -> None:
+    initial = random_prefix(UNEVEN, 50)
+    settings: dict[str, Any] = {"reparameterization": reparameterization, "encoder_hidden_size": 8}
+    config = antefix.PrefixConfig(50, num_frozen_tokens=2, dropout=0.5, **settings)
+    encoder = antefix.PrefixEncoder(UNEVEN, config, initial).train()
+    for path, pair in encoder.keys_and_values().items():
+        for made, start in zip(pair, (initial.keys[path], initial.values[path]), strict=True):
+            assert torch.equal(made[:, :2], start[:, :2])
+            assert 0.3 < (made[:, 2:] == 0).float().mean() < 0.7
+    assert torch.equal(encoder(), flatten(initial, UNEVEN)), "none is dropped unasked"
+
+
 def test_zero_is_zero() -> None:
     encoder = antefix.PrefixEncoder(UNEVEN, antefix.PrefixConfig(3, init="zero"), zero_prefix(UNEVEN, 3))
     assert encoder().count_nonzero() == 0

@@ -78,5 +78,6 @@ def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
     made = random_prefix(SITES, 3)
     prefix = Prefix(SITES, made.keys, made.values, {"fingerprint": geometry_fingerprint(SITES)})
     deeper = (*SITES, Site("c", "decoder", 2, 2, 6, 4))
-    with pytest.raises(antefix.PrefixMismatchError, match="3 sites"):
+    with pytest.raises(antefix.PrefixMismatchError, match="3 sites are not all those that were found in the other"):
         prefix.check_fits(deeper, geometry_fingerprint(deeper))
+    prefix.check_fits(deeper, geometry_fingerprint(deeper), geometry_fingerprint(SITES))

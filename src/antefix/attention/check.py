@@ -42,7 +42,8 @@ _found: dict[tuple[Way, torch.device, torch.dtype, HeadShape, bool], bool] = {}
 def is_trusted(way: Way, device: torch.device, dtype: torch.dtype, heads: HeadShape, is_masked: bool) -> bool:
     """Return whether a way to attend is right there with such heads, beside a mask or where causal.
 
-    That is found out once for both, but not by a graph being compiled.
+    The first question about a kind of head answers for masked and unmasked calls. While a graph is compiled nothing is
+    tried, and what is unknown is not trusted.
     """
     key = (way, device, dtype, heads)
     if (*key, is_masked) not in _found and not torch.compiler.is_compiling():

@@ -201,10 +201,11 @@ def _total_dtype(query: Tensor) -> torch.dtype:
 
 
 def _fold(tensor: Tensor, num_prefixes: int, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
-    """Lay the rows of each prefix end to end, `(prefix, head, row * query, ...)`, where queries lie one by one a view.
+    """Lay the rows of each prefix end to end, as `(prefix, head, row * query, ...)`.
 
-    One query a row is few for a kernel: before a long prefix, the query heads of a key/value head are laid end to end
-    as well, which is worth the copy.
+    That is a view where all heads of a query lie together in memory, one query after another. One query a row is few
+    for a kernel: before a long prefix, the query heads of a key/value head are laid end to end as well, which is worth
+    the copy.
     """
     rows, heads, queries, *dim = tensor.shape
     if rows == num_prefixes:

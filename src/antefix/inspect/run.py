@@ -93,7 +93,12 @@ def _watch(task: Task, bank: PrefixBank, part: Part, shares: AttentionShares) ->
 
 
 def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
-    """Compare a prefix with the text it started as, where its recipe tells that it did."""
+    """Compare a prefix with the text it started as, where its recipe tells that it did.
+
+    Of one that was put together from others the recipe is that of the first, so nothing tells.
+    """
+    if "composition" in prefix.metadata:
+        return None
     settings = trained_with(prefix).get("prefix")
     if not isinstance(settings, Mapping) or settings.get("init", "text") != "text":
         return None

@@ -16,7 +16,7 @@ from antefix.training.report import Table
 MOST_TOKENS = 12
 _RUN = ("learning_rate", "epochs", "batch_size", "seed")
 _TOLD = {
-    "composition": ("kind", "num_virtual_tokens", "weights"),
+    "composition": ("kind", "num_virtual_tokens", "weights", "parts"),
     "training": ("data", *_RUN),
     "distillation": ("document", *_RUN),
 }

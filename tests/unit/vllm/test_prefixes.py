@@ -18,6 +18,7 @@ from transformers import AutoConfig
 import antefix
 from antefix.embedded import model_path
 from antefix.vllm import Prefixes
+from antefix.vllm.admin import Admin
 from antefix.vllm.prefixes import files_in
 from antefix.vllm.roster import Roster, posted_roster
 from antefix.vllm.settings import ROSTER
@@ -173,6 +174,8 @@ def test_a_roster_is_followed_by_others(prefixes: Prefixes, tmp_path: Path, monk
         other.put(replace(new, content="2"))
         other.remove("a")
         assert [ticket.content for ticket in roster.tickets().values()] == ["2"]
+        with pytest.raises(antefix.ConfigError, match="no file of the directory"):
+            Admin(roster)._inside("\ud800.safetensors")
         # Whoever tidies up temporary files may take it: what was offered goes on, and a change brings it back.
         shutil.rmtree(Path(os.environ[ROSTER]).parent)
         assert [ticket.content for ticket in other.tickets().values()] == ["2"]
