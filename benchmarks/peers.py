@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import antefix
 from antefix.encoder import prefix_of
-from antefix.interop.peft import PromptEncoder
+from antefix.interop.peft import AdapterSource
 from benchmarks.bases import BILLION, SMALL
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -62,7 +62,7 @@ def build(
         if train:
             _copy_encoder(peft, bank, f"p{number}", num_virtual_tokens, encoder_hidden_size)
         else:
-            theirs_now = PromptEncoder(peft, f"p{number}", bank.sites)
+            theirs_now = AdapterSource(peft, f"p{number}", bank.sites)
             bank.add(f"p{number}", prefix_of([theirs_now], bank.sites, metadata={}, modules={}))
         bank.activate(f"p{number}")
         _check(base, peft, attached, f"p{number}", dtype)

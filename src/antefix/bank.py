@@ -21,8 +21,8 @@ from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.scope import Scope
+from antefix.selection import Selection, names_of
 from antefix.sites import KINDS, Kind, Site, device_of, sites_and_cut_off
-from antefix.stack import Selection, names_of
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from antefix.attention.carrier import Carrier
 from antefix.errors import ConfigError, PrefixMismatchError
+from antefix.selection import Selection, names_of, rows_of
 from antefix.sharding import whole
-from antefix.stack import Selection, names_of, rows_of
 
 MODULE_NAME = "antefix_prefixes"
 """The name under which the model holds the trainable parts, so that any optimiser finds them."""

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import torch
 
-from antefix.stack import Selection
+from antefix.selection import Selection
 
 # One for all banks, as a context keeps each variable that was ever set in it.
 _SELECTED: ContextVar[tuple[tuple[Scope, Selection], ...]] = ContextVar("selected prefixes", default=())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,11 +14,8 @@ from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.attention.together import Together
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.positions import StackPositions, cache_of
+from antefix.selection import Selection, names_of, rows_of
 from antefix.sites import KEYWORD, Site, takes_keywords
-
-Selection: TypeAlias = "str | Sequence[str | None] | None"
-"""A prefix for all rows by name, one (or None, the bare base) for each row, or None for all."""
-Choice = TypeVar("Choice")
 
 
 class Stack:
@@ -135,34 +132,6 @@ class Stack:
     def _length(self, prefix: KeysAndValues) -> int:
         """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
         return next((key.shape[1] for path, (key, _) in prefix.pairs.items() if path in self.self_attention), 0)
-
-
-def names_of(selection: Selection) -> Sequence[str | None]:
-    """Return the names of a selection as a list, None among them where it has the bare base.
-
-    Raises `ConfigError` for what is no selection.
-    """
-    if selection is None or isinstance(selection, str):
-        return [selection]
-    is_list = isinstance(selection, (list, tuple)) and len(selection) > 0
-    if not is_list or not all(name is None or isinstance(name, str) for name in selection):
-        raise ConfigError(
-            f"{selection!r} selects no prefix; give a name, None, or a list with one of them for each row."
-        )
-    return selection
-
-
-def rows_of(names: Sequence[Choice], batch: int) -> list[Choice]:
-    """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers.
-
-    Raises `ConfigError` where the rows are no multiple of the names.
-    """
-    times, rest = divmod(batch, len(names))
-    if rest or not times:
-        raise ConfigError(
-            f"prefixes are chosen for {len(names)} rows, but the batch has {batch}; name one for each row."
-        )
-    return [name for name in names for _ in range(times)]
 
 
 def _batch_size(inputs: Mapping[str, Any]) -> int | None:

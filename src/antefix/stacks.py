@@ -11,8 +11,9 @@ from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import ForwardPrefixes, KeysAndValues
 from antefix.errors import ContextLengthError
+from antefix.selection import Selection
 from antefix.sites import Kind, Site, stack_path
-from antefix.stack import Selection, Stack
+from antefix.stack import Stack
 
 
 class Stacks:

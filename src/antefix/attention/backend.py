@@ -58,9 +58,9 @@ def attend(
         )
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
-        together = forward.side_by_side
-        lay = None if together is None else functools.partial(together.at, site.path, shared[0])
-        return share(module, query, key, value, attention_mask, *shared, lay, **kwargs), None
+        laid = forward.laid_together
+        lay_together = None if laid is None else functools.partial(laid.at, site.path, shared[0])
+        return share(module, query, key, value, attention_mask, *shared, lay_together, **kwargs), None
     if not torch.compiler.is_compiling():
         logger.debug("the prefix at '%s' is copied for each row, because %s", site.path, obstacle)
     return _concatenate(forward, site, base, module, query, key, value, attention_mask, *args, **kwargs)

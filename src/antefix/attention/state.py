@@ -45,13 +45,13 @@ class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
     `rows` numbers a prefix for each row, -1 for none; some row uses each prefix. `relative_positions` tells where the
-    queries stand, for models with a learned bias by distance; `side_by_side` is where prefixes may be laid together.
+    queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be laid together.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
     rows: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
-    side_by_side: SideBySide | None = None
+    laid_together: LaidTogether | None = None
 
     def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Sequence[int]] | None:
         """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.
@@ -94,7 +94,7 @@ class ForwardPrefixes:
 
 
 @dataclass(frozen=True, eq=False)
-class SideBySide:
+class LaidTogether:
     """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, laid where they are wanted."""
 
     prefixes: tuple[KeysAndValues, ...]

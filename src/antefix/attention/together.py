@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import Cache
 
-from antefix.attention.state import KeysAndValues, SideBySide
+from antefix.attention.state import KeysAndValues, LaidTogether
 
 
 class Together:
     """What lies side by side for each cache."""
 
     def __init__(self) -> None:
-        self._of_cache: WeakKeyDictionary[Cache, SideBySide] = WeakKeyDictionary()
+        self._of_cache: WeakKeyDictionary[Cache, LaidTogether] = WeakKeyDictionary()
 
-    def for_cache(self, prefixes: tuple[KeysAndValues, ...], cache: object) -> SideBySide | None:
+    def for_cache(self, prefixes: tuple[KeysAndValues, ...], cache: object) -> LaidTogether | None:
         """Return where to lay prefixes that a cache sees again; None for those that it sees first, or may see once.
 
         What is made anew for each forward is never the same again.
@@ -32,7 +32,7 @@ class Together:
         kept = self._of_cache.get(cache)
         if kept is not None and _are_same(kept.prefixes, prefixes):
             return kept
-        self._of_cache[cache] = SideBySide(prefixes)
+        self._of_cache[cache] = LaidTogether(prefixes)
         return None
 
 

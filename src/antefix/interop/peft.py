@@ -24,8 +24,8 @@ from antefix.peft_format import PEFT_TYPES
 from antefix.peft_format import read_peft as read
 from antefix.peft_format import write_peft as write
 from antefix.peft_layout import PeftLayout, peft_sites
+from antefix.selection import Selection, names_of, rows_of
 from antefix.sites import Site
-from antefix.stack import Selection, names_of, rows_of
 
 __all__ = ["accelerate", "read", "write"]
 
@@ -64,7 +64,7 @@ def accelerate(peft_model: nn.Module) -> PrefixBank:
     return bank
 
 
-class PromptEncoder:
+class AdapterSource:
     """A `PrefixSource`: what a PeftModel's own prompt encoder makes for an adapter now."""
 
     def __init__(self, peft_model: Any, name: str, sites: Sequence[Site]) -> None:
@@ -116,7 +116,7 @@ class _Adapters:
             del self._followed[name]
         for name, config in configs.items():
             if name not in self._followed:
-                self.bank.add(name, PromptEncoder(self.peft_model, name, self.sites))
+                self.bank.add(name, AdapterSource(self.peft_model, name, self.sites))
                 self._followed[name] = config
         for module in self.base.modules():
             if isinstance(module, _wrapper()) and module not in self._hooks:

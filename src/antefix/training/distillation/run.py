@@ -25,10 +25,10 @@ from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
 from antefix.training.resume import RunFolder
+from antefix.training.split import MOST_HELD_OUT
 from antefix.training.trainer import FILE_NAME
 
 LESSONS_NAME = "lessons"
-MOST_HELD_OUT = 200
 TRAINED_BY = (
     "objective",
     "learning_rate",
