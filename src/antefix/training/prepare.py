@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
         warnings.append(cut)
     trained, held_out = parts
-    if recipe.truncation and recipe.exact_match and room.most is not None:
+    if recipe.truncation and "exact_match" in scores and room.most is not None:
         held_out = cut_prompts(task.encoder, held_out, room.most)
     task.check_room(room, trained)
     task.check_room(room, held_out, scores)

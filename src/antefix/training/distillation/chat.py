@@ -28,7 +28,8 @@ class ChatStudy:
         text = before_all(chunk.text)
         asking = [self._ids(text + INSTRUCTIONS[rng.choice(self.kinds)]) for _ in range(number)]
         asked = self.teacher.answer(asking, rng.getrandbits(63), stops_at_line_break=False)
-        messages = [message for ids in asked if self.teacher.ended(ids, False) and (message := self._text(ids))]
+        whole = [ids for ids in asked if self.teacher.ended(ids, stops_at_line_break=False)]
+        messages = [message for ids in whole if (message := self._text(ids))]
         if not messages:
             return []
         contexts = [self._ids(text + message) for message in messages]
