@@ -25,7 +25,8 @@ sites = [Site(f"layer.{number}", "decoder", number, 4, 64, 64) for number in ran
 torch.manual_seed(0)
 prefixes = [random_prefix(sites, 64) for _ in range(2)]
 print("ready", flush=True)
-while sys.stdin.readline():
+for line in sys.stdin:
+    prefixes.reverse()  # however soon it is killed, both are saved in the end
     pid = os.fork()
     if pid == 0:
         for prefix in prefixes * 1000:
@@ -34,6 +35,11 @@ while sys.stdin.readline():
     os.waitpid(pid, 0)
     print("gone", flush=True)
 """
+
+
+def saved_at(path: Path) -> int | None:
+    """Return when a file was put there, in nanoseconds, or None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
@@ -52,11 +58,12 @@ def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path
         assert parent.stdout
         assert parent.stdout.readline() == "ready\n"
         for _ in range(NUM_KILLS):
+            before = saved_at(path)
             print("go", file=parent.stdin, flush=True)
             child = int(parent.stdout.readline())
-            deadline = time.monotonic() + rng.random() * 0.02
-            while time.monotonic() < deadline or not path.exists():
+            while saved_at(path) == before:
                 pass
+            time.sleep(rng.random() * 0.02)
             os.kill(child, signal.SIGKILL)
             assert parent.stdout.readline() == "gone\n"
             seen.add(antefix.load_prefix(path).content_hash())

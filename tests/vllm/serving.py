@@ -56,6 +56,7 @@ def serving(arguments: Sequence[str], log: Path, port: int | None = None) -> Ite
                     break
             else:
                 raise AssertionError(f"the server did not start: {log.read_text()[-3000:]}")
+        watchdog.cancel()  # from here on each request has a limit of its own
         threading.Thread(target=_drain, args=(process, log), daemon=True).start()
         yield server
     finally:

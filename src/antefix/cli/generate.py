@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -14,8 +13,8 @@ from antefix.errors import ConfigError
 from antefix.prefix import Prefix
 from antefix.storage import verify_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
-from antefix.training.chats import Chats
-from antefix.training.generation import generate_ids
+from antefix.training.chats import Chats, in_chats
+from antefix.training.generation import ends_of, generate_ids
 from antefix.training.recipe import base_of, trained_with, wording_told
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
@@ -51,7 +50,9 @@ def generate(
         typer.Option(help="Tokenizer of the answers, where it is not the model's. [default: the one of the prefix]"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples from all.")
+    ] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,
@@ -71,14 +72,11 @@ def generate(
     chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
     prompts = _read_prompts(prompt, file, template, chats)
     base, encoder = load_base(model, answer_tokenizer or told)
-    encoder = replace(encoder, adds_special_tokens=chats is None)
+    encoder = in_chats(encoder) if chats is not None else encoder
     bank = attach_writer(base)
     if loaded is not None:
         bank.add("prefix", loaded)
         bank.activate("prefix")
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
     try:
         rows = [encoder.prompt_ids(text) for text in prompts]
     except TypeError as error:
@@ -90,7 +88,7 @@ def generate(
         room.check(len(ids), max_new_tokens, "the prompt or set a lower --max-new-tokens")
     set_seed(seed)
     for ids in rows:
-        _stream(base, encoder, ids, max_new_tokens, sampling)
+        _stream(base, encoder, ids, max_new_tokens, temperature, top_p)
 
 
 def _told(prefix: Prefix | None, model: str | None) -> tuple[str, str | None]:
@@ -135,16 +133,22 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _stream(
-    model: PreTrainedModel, encoder: ExampleTokenizer, ids: list[int], max_new_tokens: int, sampling: dict[str, Any]
+    model: PreTrainedModel,
+    encoder: ExampleTokenizer,
+    ids: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
 ) -> None:
     input_ids = torch.tensor([ids], device=model.device)
     generate_ids(
         model,
+        ends_of(model) | encoder.ends,
+        temperature,
+        top_p,
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
-        num_beams=1,
-        pad_token_id=padding_id(encoder.tokenizer),
+        pad_token_id=padding_id(encoder.answer_tokenizer),
         streamer=TextStreamer(encoder.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **sampling,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from antefix.errors import ConfigError, DataError
 from antefix.training.examples import Example, checked_text
 from antefix.training.rows import Row
+from antefix.training.tokens import ExampleTokenizer
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class Chats:
         """Return the prompt of a conversation that a user's message opens."""
         return self._render([{"role": "user", "content": text}], "the prompt", add_generation_prompt=True)
 
+    @property
+    def closing(self) -> str:
+        """What the template writes after an answer; nothing where it refuses a question with an answer."""
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            return self._render(messages, "", add_generation_prompt=False).rpartition("answer")[2]
+        except DataError:
+            return ""
+
     def _messages(self, row: Row, context: str) -> list[dict[str, str]]:
         where, fields = row
         if self.field not in fields:
@@ -82,6 +92,11 @@ class Chats:
         except TemplateError as error:
             raise DataError(f"the chat template refuses {where}: {' '.join(str(error).split())}") from error
         return checked_text(str(text), where)
+
+
+def in_chats(encoder: ExampleTokenizer) -> ExampleTokenizer:
+    """Return the encoder of texts that its tokenizer's chat template wrote; raises `ConfigError` where it has none."""
+    return replace(encoder, adds_special_tokens=False, closing=Chats("messages", encoder.tokenizer).closing)
 
 
 def _is_message(message: object) -> bool:

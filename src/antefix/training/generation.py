@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
+
+_NO_HABITS: dict[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "renormalize_logits": None,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""What a base's generation configuration may ask for besides the ids of its special tokens, all turned off.
+
+A penalty on repeating the prompt would weigh upon a text in it and not upon the prefix that stands for the text.
+"""
 
 
 def answers(
@@ -24,26 +51,48 @@ def answers(
 def write(
     model: PreTrainedModel, encoder: ExampleTokenizer, rows: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
-    """Return the greedy answers to prompts of ids, written as one batch."""
+    """Return the greedy answers to prompts of ids, written as one batch, up to where the model ends them."""
     pad = padding_id(encoder.tokenizer)
     # A causal model goes on from the right end, so its padding stands on the left.
     ids = pad_rows(rows, pad, on_left=not encoder.is_encoder_decoder)
     mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=not encoder.is_encoder_decoder)
+    ends = ends_of(model) | encoder.ends
     model.eval()
     made = generate_ids(
         model,
+        ends,
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
+        pad_token_id=padding_id(encoder.answer_tokenizer),
     )
-    if not encoder.is_encoder_decoder:
-        made = made[:, ids.shape[1] :]
-    return list(encoder.answer_tokenizer.batch_decode(made, skip_special_tokens=True))
+    read = 1 if encoder.is_encoder_decoder else ids.shape[1]  # a decoder starts from a token that is no answer
+    written = [before_end(row, ends) for row in made[:, read:].tolist()]
+    return list(encoder.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
-def generate_ids(model: PreTrainedModel, **arguments: Any) -> Tensor:
-    """Call `model.generate`, which not every `PreTrainedModel` has by its type."""
-    return cast(Tensor, cast(Any, model).generate(**arguments))
+def generate_ids(
+    model: PreTrainedModel, ends: Collection[int], temperature: float = 0.0, top_p: float = 1.0, **arguments: Any
+) -> Tensor:
+    """Call `model.generate`, to write the likeliest tokens or sample from all, until one of `ends`.
+
+    Of the base's generation configuration the ids of special tokens count, and nothing else.
+    """
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    # Not every `PreTrainedModel` has it by its type.
+    generate = cast(Any, model).generate
+    return cast(Tensor, generate(eos_token_id=sorted(ends) or None, **_NO_HABITS, **sampling, **arguments))
+
+
+def ends_of(model: PreTrainedModel) -> set[int]:
+    """Return the ids that end a text as the base's generation configuration names them."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(token) for token in listed if token is not None}
+
+
+def before_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Return what stands before the first id that ends a text."""
+    return list(row[: next((place for place, token in enumerate(row) if token in ends), len(row))])

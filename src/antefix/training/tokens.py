@@ -72,13 +72,23 @@ class Part:
 class ExampleTokenizer:
     """Encodes prompts and answers for a causal model or an encoder-decoder.
 
-    Texts that a chat template wrote hold their special tokens already: there, `adds_special_tokens` is False.
+    Texts that a chat template wrote hold their special tokens already: there, `adds_special_tokens` is False, and
+    `closing` is what the template writes after an answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
     answer_tokenizer: PreTrainedTokenizerBase
     is_encoder_decoder: bool
     adds_special_tokens: bool = True
+    closing: str = ""
+
+    @property
+    def ends(self) -> set[int]:
+        """The ids that end an answer as examples teach it: the end-of-text token, in a chat the one that closes it."""
+        special = set(self.answer_tokenizer.added_tokens_decoder) | set(self.answer_tokenizer.all_special_ids)
+        closing = self.answer_tokenizer(self.closing, add_special_tokens=False)["input_ids"]
+        ends = [self.answer_tokenizer.eos_token_id, next((token for token in closing if token in special), None)]
+        return {int(token) for token in ends if token is not None}
 
     def tokenize(self, example: Example) -> Tokens:
         """Return the ids of prompt and answer; raises `DataError` for an answer that has none."""

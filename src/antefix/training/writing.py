@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from antefix.bank import PrefixBank
 from antefix.config import PrefixConfig
 from antefix.training.base import attach_writer, load_base
+from antefix.training.chats import in_chats
 from antefix.training.examples import Example
 from antefix.training.generation import write
 from antefix.training.losses import answer_losses
@@ -38,7 +39,7 @@ class Writing:
     ) -> Writing:
         """Load the base model; `chats` says that a chat template writes prompts and answers."""
         model, encoder = load_base(name, answer_tokenizer)
-        return cls(model, replace(encoder, adds_special_tokens=not chats), max_new_tokens)
+        return cls(model, in_chats(encoder) if chats else encoder, max_new_tokens)
 
     def attach(self) -> PrefixBank:
         """Attach to the base model; raises `UnsupportedModelError` for one that reads in both directions."""

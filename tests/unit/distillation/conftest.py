@@ -28,4 +28,4 @@ def base() -> Iterator[tuple[PrefixBank, ExampleTokenizer]]:
 @pytest.fixture
 def teacher(base: tuple[PrefixBank, ExampleTokenizer]) -> Teacher:
     bank, encoder = base
-    return Teacher(bank, encoder.tokenizer, num_logits=5, temperature=1.0, max_new=12)
+    return Teacher(bank, encoder, num_logits=5, temperature=1.0, max_new=12)

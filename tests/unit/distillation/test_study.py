@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 import antefix
 from antefix.bank import PrefixBank
 from antefix.errors import ContextLengthError, DataError
+from antefix.training.chats import in_chats
 from antefix.training.distillation.chat import ChatStudy
 from antefix.training.distillation.document import Document, num_covered
 from antefix.training.distillation.lessons import Round
@@ -105,7 +106,7 @@ def test_lines_of_a_tokenizer_that_puts_a_space_before_each_text(monkeypatch: py
             eos_token_id=2,
         )
     )
-    teacher = Teacher(antefix.attach(model), tokenizer, num_logits=5, temperature=1.0, max_new=12)
+    teacher = Teacher(antefix.attach(model), encoder, num_logits=5, temperature=1.0, max_new=12)
     (chunk,) = Document(LINES, tokenizer).windows(random.Random(0), 2000)
     opening, line, unfinished = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -140,7 +141,7 @@ def test_given_answers_end_as_the_teacher_would_end_them(base: Base, teacher: Te
 def test_a_question_past_the_positions_is_named(teacher: Teacher) -> None:
     bank = antefix.attach(build_model("gpt2"))
     encoder = ExampleTokenizer(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
-    reader = Teacher(bank, teacher.tokenizer, num_logits=5, temperature=1.0, max_new=12)
+    reader = Teacher(bank, encoder, num_logits=5, temperature=1.0, max_new=12)
     wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
     rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who? " * 30, "a": "Bomar"})]
     given = GivenQuestions(reader, encoder, wording, "Bomar likes chess.\n", True, True)
@@ -167,7 +168,7 @@ def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, mon
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.chat_template = TEMPLATE
     encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
-    teacher = Teacher(bank, tokenizer, num_logits=5, temperature=1.0, max_new=60)
+    teacher = Teacher(bank, in_chats(encoder), num_logits=5, temperature=1.0, max_new=60)
     asked: list[str] = []
     answer = teacher.answer
 

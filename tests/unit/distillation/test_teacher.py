@@ -44,7 +44,7 @@ def test_targets_are_those_of_the_text_in_context(base: Base, teacher: Teacher) 
 
 
 def test_it_writes_what_the_text_in_context_makes_it_write(base: Base, teacher: Teacher) -> None:
-    greedy = Teacher(base[0], base[1].tokenizer, 5, temperature=0.0, max_new=12)
+    greedy = Teacher(base[0], base[1], 5, temperature=0.0, max_new=12)
     rows = [ids_of(base, "Dear"), ids_of(base, "In Fealby there lives")]
     context = base[1].prompt_ids(TEXT)
     with greedy.reading(context):
@@ -59,7 +59,7 @@ def test_it_writes_what_the_text_in_context_makes_it_write(base: Base, teacher: 
 
 
 def test_a_line_ends_with_its_break(base: Base) -> None:
-    greedy = Teacher(base[0], base[1].tokenizer, 5, temperature=0.0, max_new=40)
+    greedy = Teacher(base[0], base[1], 5, temperature=0.0, max_new=40)
     verse = base[1].prompt_ids(TEXT.replace("letter", "verse"))
     (line,) = greedy.answer([verse], seed=0, stops_at_line_break=True)
     text = base[1].tokenizer.decode(line)

@@ -24,7 +24,7 @@ Base = tuple[PrefixBank, ExampleTokenizer]
 def lessons(base: Base) -> list[Lesson]:
     """Return two lessons of unequal length, with the whole vocabulary kept."""
     bank, encoder = base
-    every = Teacher(bank, encoder.tokenizer, num_logits=10_000, temperature=1.0, max_new=8)
+    every = Teacher(bank, encoder, num_logits=10_000, temperature=1.0, max_new=8)
     prompt, rows = encoder.prompt_ids("name:"), ([40, 41, 42, 43], [50, 51])
     context = encoder.prompt_ids("style: letter\nname:")
     return every.lessons([Draft(context, prompt, row, [True] * len(row)) for row in rows])

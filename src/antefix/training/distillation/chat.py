@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
-from antefix.training.chats import Chats
+from antefix.training.chats import Chats, in_chats
 from antefix.training.distillation.document import Chunk, before_all
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.seeds import INSTRUCTIONS
@@ -19,7 +18,7 @@ class ChatStudy:
 
     def __init__(self, teacher: Teacher, encoder: ExampleTokenizer, kinds: Sequence[str]) -> None:
         self.teacher = teacher
-        self.encoder = replace(encoder, adds_special_tokens=False)
+        self.encoder = in_chats(encoder)
         self.chats = Chats("messages", encoder.tokenizer)
         self.kinds = kinds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import set_seed
@@ -13,7 +13,7 @@ from transformers import set_seed
 from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.training.base import attach_writer, load_base
-from antefix.training.chats import Chats
+from antefix.training.chats import Chats, in_chats
 from antefix.training.distillation.chat import ChatStudy
 from antefix.training.distillation.document import Document
 from antefix.training.distillation.lessons import Lesson
@@ -72,8 +72,9 @@ def prepare(settings: Distillation) -> Classroom:
     bank = attach_writer(model)
     config = settings.prefix_config(document.num_tokens, document.text)
     readable, length = num_readable(bank), document.num_tokens
-    teacher = Teacher(bank, encoder.tokenizer, settings.num_logits, settings.temperature, settings.max_new_tokens)
     holds_chats = settings.messages is not None or (not rows and bool(encoder.tokenizer.chat_template))
+    writer = in_chats(encoder) if holds_chats else encoder
+    teacher = Teacher(bank, writer, settings.num_logits, settings.temperature, settings.max_new_tokens)
     given = functools.partial(_given, settings, teacher, encoder)
     asked = given(document.text, has_answers=False) if rows else None
     if asked is not None:
@@ -115,7 +116,7 @@ def _given(
     else:
         wording = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
     chats = settings.messages is not None
-    encoder = replace(encoder, adds_special_tokens=not chats)
+    encoder = in_chats(encoder) if chats else encoder
     return GivenQuestions(teacher, encoder, wording, document, has_answers, end_with_line=not chats)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from antefix.bank import PrefixBank
 from antefix.initialize import token_prefix
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.targets import Targets
-from antefix.training.generation import generate_ids
-from antefix.training.tokens import pad_rows, padding_id
+from antefix.training.generation import before_end, ends_of, generate_ids
+from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
 
 _NAME = "what the teacher reads"
 
@@ -22,18 +21,19 @@ class Teacher:
     """Writes after a text, and says how likely each token is there.
 
     The text becomes a prefix, so its keys and values are computed and kept once, however many rows follow it. In
-    `write`, rows end at a token that holds a line break where `stops_at_line_break`, else at the end-of-text token.
+    `write`, rows end at a token that holds a line break where `stops_at_line_break`, else at what ends an answer.
     """
 
     def __init__(
-        self, bank: PrefixBank, tokenizer: PreTrainedTokenizerBase, num_logits: int, temperature: float, max_new: int
+        self, bank: PrefixBank, encoder: ExampleTokenizer, num_logits: int, temperature: float, max_new: int
     ) -> None:
         self.bank = bank
-        self.tokenizer = tokenizer
+        self.tokenizer = encoder.tokenizer
+        self.ends = ends_of(bank.model) | encoder.ends
         self.num_logits = num_logits
         self.temperature = temperature
         self.max_new_tokens = max_new
-        pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        pieces = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
         self.line_breaks = {token for token, piece in enumerate(pieces) if "\n" in piece}
 
     @contextmanager
@@ -57,7 +57,6 @@ class Teacher:
         """Return what is sampled after each row, up to and with the token that ends it, or the most tokens."""
         model, pad = self.bank.model, padding_id(self.tokenizer)
         stops = self._stops(stops_at_line_break)
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         ids = pad_rows(rows, pad, on_left=True).to(model.device)
         mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=True).to(model.device)
         model.eval()
@@ -65,28 +64,20 @@ class Teacher:
             torch.manual_seed(seed)
             made = generate_ids(
                 model,
+                stops,
+                self.temperature,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.max_new_tokens,
-                eos_token_id=sorted(stops) or None,
                 pad_token_id=pad,
-                num_beams=1,
-                **(sampling if self.temperature > 0 else {"do_sample": False}),
             )
-        return [_until(row, stops) for row in made[:, ids.shape[1] :].tolist()]
+        return [row[: len(before_end(row, stops)) + 1] for row in made[:, ids.shape[1] :].tolist()]
 
     def answer(self, contexts: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
         """Return what is written after each context; what they have in common is read once."""
         read = common_start(contexts)
         with self.reading(contexts[0][:read]):
             return self.write([context[read:] for context in contexts], seed, stops_at_line_break)
-
-    @property
-    def ends(self) -> set[int]:
-        """The ids that end a text: the tokenizer's, and those that the model's configuration names."""
-        configured = getattr(self.bank.model.generation_config, "eos_token_id", None)
-        listed = configured if isinstance(configured, list) else [configured]
-        return {int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
 
     def ended(self, written: Sequence[int], stops_at_line_break: bool) -> bool:
         """Tell whether a text came to its end, rather than to the most tokens."""
@@ -123,8 +114,3 @@ def common_start(rows: Sequence[Sequence[int]]) -> int:
     shortest = min(map(len, rows)) - 1
     alike = (len({row[place] for row in rows}) == 1 for place in range(shortest))
     return next((place for place, same in enumerate(alike) if not same), max(shortest, 0))
-
-
-def _until(row: list[int], stops: set[int]) -> list[int]:
-    end = next((place for place, token in enumerate(row) if token in stops), len(row) - 1)
-    return row[: end + 1]
