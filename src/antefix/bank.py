@@ -19,10 +19,10 @@ from antefix.heads import MODULE_NAME, Heads
 from antefix.initialize import initial_prefix
 from antefix.peft_format import read_peft
 from antefix.placement import Placement
-from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.prefix import Prefix, base_fingerprint, geometry_fingerprint
 from antefix.scope import Scope
 from antefix.selection import Selection, names_of
-from antefix.sites import KINDS, Kind, Site, device_of, sites_and_cut_off
+from antefix.sites import KINDS, Kind, Site, device_of, readers, sites_and_cut_off
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 
@@ -66,6 +66,7 @@ class PrefixBank:
         """What was attached to: the model itself, or the `PeftModel` around it."""
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
+        self._readers = readers(model, sites)
         self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
         self._placement = placement
@@ -121,7 +122,7 @@ class PrefixBank:
             )
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self.fingerprint, self._fingerprint_for(made.sites))
+            made.check_fits(self.sites, self.fingerprint, base_fingerprint(self.sites, self._readers, made.sites))
             self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
@@ -256,17 +257,8 @@ class PrefixBank:
         return {
             "base_model": getattr(self.model.config, "_name_or_path", "") or "",
             "base_class": type(self.model).__name__,
-            "fingerprint": self._fingerprint_for(sites),
+            "fingerprint": base_fingerprint(self.sites, self._readers, sites),
         }
-
-    def _fingerprint_for(self, sites: Sequence[Site]) -> str:
-        """Return the fingerprint of the base that a prefix at these sites is made for.
-
-        A prefix in stacks that read tokens is made for these alone: `attach` finds a tower only where it is shown what
-        the tower reads.
-        """
-        readers = self._stacks.readers
-        return geometry_fingerprint(readers) if set(sites) <= set(readers) else self.fingerprint
 
     def _check_attached(self) -> None:
         if not self._attached:

@@ -95,7 +95,7 @@ def _first(prefixes: Sequence[Prefix]) -> Prefix:
 
 
 def _shares(number: int, weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * number if weights is None else list(weights)
+    given = [1.0] * number if weights is None else list(map(float, weights))
     total = sum(given)
     if len(given) != number or not math.isfinite(total) or total <= 0:
         raise ConfigError(f"the weights {given} must be {number} numbers whose sum is above 0.")

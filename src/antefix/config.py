@@ -75,6 +75,10 @@ class PrefixConfig:
         chosen = tuple(
             site for site in sites if site.kind in kinds and (self.layers is None or site.layer in self.layers)
         )
+        numbers = {site.layer for site in sites if site.kind in kinds}
+        absent = [layer for layer in self.layers or () if layer not in numbers]
+        if chosen and absent:
+            raise ConfigError(f"layers names {absent[0]}, and this model's have the numbers 0 to {max(numbers)}.")
         if not chosen:
             layers = "" if self.layers is None else f" in layers {', '.join(map(str, self.layers))}"
             counts = ((sum(site.kind == kind for site in sites), kind) for kind in KINDS)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
-from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import Kind, Site, discover_sites
+from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, geometry_fingerprint
+from antefix.sites import Kind, Site, discover_sites, readers
 from antefix.storage import storable, write_together
 
 CONFIG_NAME = "adapter_config.json"
@@ -40,7 +40,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
     what differs, for one of another base model.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     layout = PeftLayout.of(config)
     sites = discover_sites(model) if sites is None else sites
     chosen = peft_sites(model, sites)
@@ -62,7 +62,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
         metadata={
             "base_model": name,
             "base_class": type(model).__name__,
-            "fingerprint": geometry_fingerprint(sites),
+            "fingerprint": base_fingerprint(sites, readers(model, sites), chosen),
             "peft": {"peft_type": config["peft_type"], "task_type": config.get("task_type")},
         },
         modules={_module_name(key, config, folder): tensor for key, tensor in tensors.items()},
@@ -85,7 +85,7 @@ def write_peft(
     """
     folder = Path(folder)
     sites = discover_sites(model) if sites is None else sites
-    prefix.check_fits(sites, geometry_fingerprint(sites))
+    prefix.check_fits(sites, geometry_fingerprint(sites), base_fingerprint(sites, readers(model, sites), prefix.sites))
     chosen = peft_sites(model, sites)
     _check_expressible(prefix, chosen)
     layout = layout_for(prefix, chosen, 2 if model.config.is_encoder_decoder else 1)
@@ -115,7 +115,8 @@ def write_peft(
     write_together({folder / WEIGHTS_NAME: weights, folder / CONFIG_NAME: text.encode()})
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what PEFT says of a checkpoint; raises `PrefixFormatError` where it is none of these kinds of prefixes."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise PrefixFormatError(f"'{folder}' is no folder of a PEFT checkpoint: it has no {CONFIG_NAME}.")
@@ -147,8 +148,11 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {error}.") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise PrefixFormatError(f"'{path}' holds '{name}' as {tensor.dtype}; {EXPECTED_DTYPES}.")
+        if not bool(tensor.isfinite().all()):
+            raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return tensors
 
 

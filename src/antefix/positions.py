@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from antefix.attention.state import RelativePositions
 from antefix.errors import ContextLengthError, UnsupportedModelError
+from antefix.sites import reads_tokens
 
 _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embedding")
 
@@ -30,7 +31,7 @@ class StackPositions:
         self.stack = stack
         parameters = inspect.signature(stack.forward).parameters
         self.takes_ids = "position_ids" in parameters
-        self.reads_tokens = "input_ids" in parameters or "inputs_embeds" in parameters
+        self.reads_tokens = reads_tokens(stack)
         tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
         self.table = next((m for m in tables if hasattr(m, "weight")), None)
         self.is_understood = self.takes_ids or self.table is not None or not tables

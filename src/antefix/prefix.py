@@ -13,9 +13,10 @@ import torch
 
 from antefix.errors import ConfigError, PrefixFormatError, PrefixMismatchError
 from antefix.shapes import Float
-from antefix.sites import Site
+from antefix.sites import KINDS, Site
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+EXPECTED_DTYPES = "expected float32, bfloat16, float16 or float64"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,11 @@ class Prefix:
         if tokens < 1:
             raise PrefixFormatError("a prefix needs at least one virtual token.")
         for site in self.sites:
+            if ":" in site.path or site.kind not in KINDS:
+                raise PrefixFormatError(
+                    f"'{site.path}' of kind {site.kind!r} is no site; a path has no colon, and a kind is one of "
+                    f"{', '.join(map(repr, KINDS))}."
+                )
             for name, tensor, dim in (
                 ("key", self.keys[site.path], site.key_dim),
                 ("value", self.values[site.path], site.value_dim),
@@ -114,17 +120,28 @@ class Prefix:
                 if tuple(tensor.shape) != expected or tensor.dtype not in DTYPES:
                     raise PrefixFormatError(
                         f"the {name} of '{site.path}' is {tensor.dtype} of shape {tuple(tensor.shape)}; "
-                        f"expected float32, bfloat16, float16 or float64 of shape {expected}."
+                        f"{EXPECTED_DTYPES} of shape {expected}."
                     )
         for name, tensor in self.modules.items():
+            if not all(name.partition(":")):
+                raise PrefixFormatError(f"'{name}' names no tensor of a module; expected 'module.path:parameter'.")
             if tensor.dtype not in DTYPES:
-                raise PrefixFormatError(f"'{name}' is {tensor.dtype}; expected float32, bfloat16, float16 or float64.")
+                raise PrefixFormatError(f"'{name}' is {tensor.dtype}; {EXPECTED_DTYPES}.")
 
 
 def geometry_fingerprint(sites: Sequence[Site]) -> str:
     """Return a hash of a base model's sites: paths, kinds, layers, heads and dimensions, no weights."""
     text = json.dumps([asdict(site) for site in sorted(sites, key=lambda site: site.path)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def base_fingerprint(base_sites: Sequence[Site], readers: Sequence[Site], sites: Sequence[Site]) -> str:
+    """Return the fingerprint of the base that a prefix at these sites is made for; `readers` are its sites that read.
+
+    A prefix in stacks that read tokens is made for these alone: `attach` finds a tower only where it is shown what the
+    tower reads.
+    """
+    return geometry_fingerprint(readers if set(sites) <= set(readers) else base_sites)
 
 
 def _shown(tokens: object) -> str:

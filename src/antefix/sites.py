@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -137,6 +137,17 @@ def stack_path(model: PreTrainedModel, site: Site) -> str:
         if isinstance(model.get_submodule(path), PreTrainedModel):
             return path
     return ""
+
+
+def readers(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Return the sites in stacks that read tokens, which a forward of text alone reaches, too."""
+    return tuple(site for site in sites if reads_tokens(model.get_submodule(stack_path(model, site))))
+
+
+def reads_tokens(stack: nn.Module) -> bool:
+    """Tell whether a stack reads the tokens of a text, rather than an image or a sound."""
+    parameters = inspect.signature(stack.forward).parameters
+    return "input_ids" in parameters or "inputs_embeds" in parameters
 
 
 def device_of(model: PreTrainedModel) -> torch.device:

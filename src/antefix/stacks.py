@@ -55,12 +55,6 @@ class Stacks:
             if site.kind != "cross" and stack.limit is not None
         }
 
-    @property
-    def readers(self) -> tuple[Site, ...]:
-        """The sites in stacks that read tokens, which a forward of text alone reaches, too."""
-        stacks = self._stacks.values()
-        return tuple(site for stack in stacks if stack.positions.reads_tokens for site in stack.sites)
-
     def close(self) -> None:
         """Close every site and take every hook away, bit for bit."""
         for stack in self._stacks.values():

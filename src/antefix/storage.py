@@ -29,8 +29,11 @@ MOST_VIRTUAL_TOKENS = 2**20
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
     """Write a prefix to a file; whoever reads the path meanwhile sees the old file or the new one, never a part.
 
-    Raises `ConfigError` for metadata that JSON cannot hold, `PrefixFormatError` for numbers that are not finite.
+    Raises `ConfigError` for metadata that JSON cannot hold, `PrefixFormatError` for numbers that are not finite and
+    for more of them than a file may hold.
     """
+    _check_at_most(MOST_SITES, len(prefix.sites), "sites", f"the prefix for '{path}'")
+    _check_at_most(MOST_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"the prefix for '{path}'")
     tensors = {name: storable(tensor) for name, tensor in prefix.modules.items()}
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
@@ -101,7 +104,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             if path.is_dir():
                 raise ConfigError(f"'{path}' is a folder; name a file.")
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".antefix-")
             written[path] = Path(temporary)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -151,8 +154,7 @@ def _read_header(header: Mapping[str, str], path: Path) -> tuple[tuple[Site, ...
         raise PrefixFormatError(f"the header of '{path}' is damaged: {_short(error)}.") from error
     if not isinstance(metadata, dict):
         raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")
-    if len(sites) > MOST_SITES:
-        raise PrefixFormatError(f"'{path}' names {len(sites):,} sites; a prefix has at most {MOST_SITES:,}.")
+    _check_at_most(MOST_SITES, len(sites), "sites", f"'{path}'")
     return sites, metadata
 
 
@@ -194,12 +196,15 @@ def _assemble(
     if header.get("num_virtual_tokens") != str(prefix.num_virtual_tokens):
         told = _short(header.get("num_virtual_tokens"))
         raise PrefixFormatError(f"'{path}' names {told} virtual tokens and holds {prefix.num_virtual_tokens}.")
-    if prefix.num_virtual_tokens > MOST_VIRTUAL_TOKENS:
-        held = f"{prefix.num_virtual_tokens:,}"
-        raise PrefixFormatError(f"'{path}' holds {held} virtual tokens; a prefix has at most {MOST_VIRTUAL_TOKENS:,}.")
+    _check_at_most(MOST_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"'{path}'")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return prefix
+
+
+def _check_at_most(most: int, held: int, of: str, what: str) -> None:
+    if held > most:
+        raise PrefixFormatError(f"{what} has {held:,} {of}; a prefix has at most {most:,}.")
 
 
 def _short(told: object) -> str:

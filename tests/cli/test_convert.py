@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import antefix
@@ -123,6 +124,12 @@ def test_only_a_prefix_or_a_checkpoint_is_replaced(invoke: Invoke, model: Path, 
     mixed = invoke("convert", "--prefix", tmp_path / "p.safetensors", "--output", folder, "--model", model)
     assert (mixed.exit_code, [path.name for path in folder.iterdir()]) == (1, ["data.arrow"])
     assert "holds other things than a checkpoint of PEFT" in mixed.stderr
+    for path in folder.iterdir():
+        path.unlink()
+    lora = json.dumps({"peft_type": "LORA", "r": 8})
+    (folder / "adapter_config.json").write_text(lora)
+    mixed = invoke("convert", "--prefix", tmp_path / "p.safetensors", "--output", folder, "--model", model)
+    assert (mixed.exit_code, (folder / "adapter_config.json").read_text()) == (1, lora)
     arguments = ("--output", tmp_path / "peft", "--model", model)
     for _ in range(2):  # its own kind is replaced
         assert invoke("convert", "--prefix", tmp_path / "p.safetensors", *arguments).exit_code == 0
@@ -138,3 +145,33 @@ def test_a_task_that_peft_does_not_know(invoke: Invoke, model: Path, prefix: Pre
     assert refused.exit_code == 1
     assert "task_type is 'CAUSAL'; PEFT has CAUSAL_LM, SEQ_2_SEQ_LM" in refused.stderr
     assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "model_class", "task_type"),
+    [
+        ("llama", "LlamaForQuestionAnswering", "QUESTION_ANS"),
+        ("llama", "LlamaForTokenClassification", "TOKEN_CLS"),
+        ("llama", "LlamaModel", "FEATURE_EXTRACTION"),
+        ("t5", "T5ForSequenceClassification", "SEQ_CLS"),
+    ],
+)
+def test_attention_lies_where_the_model_of_the_task_has_it(
+    invoke: Invoke, tmp_path: Path, family: str, model_class: str, task_type: str
+) -> None:
+    """The paths differ from those of the model that writes."""
+    base = getattr(transformers, model_class)(build_model(family).config)
+    bank = antefix.attach(base.eval())
+    head = [name for name, _ in base.named_children() if name in ("score", "qa_outputs", "classification_head")]
+    bank.add("p", antefix.PrefixConfig(TOKENS, sites=("decoder",), init="random", trainable_modules=head))
+    file, folder, again = tmp_path / "p.safetensors", tmp_path / "peft", tmp_path / "again.safetensors"
+    bank.save("p", file)
+    base.config.save_pretrained(tmp_path / "base")
+    there = invoke(
+        "convert", "--prefix", file, "--output", folder, "--model", tmp_path / "base", "--task-type", task_type
+    )
+    assert there.exit_code == 0, there.output
+    back = invoke("convert", "--prefix", folder, "--output", again, "--model", tmp_path / "base")
+    assert back.exit_code == 0, back.output
+    bank.load(again, "again")
+    assert bank.prefix("again").content_hash() == bank.prefix("p").content_hash()

@@ -196,3 +196,32 @@ def test_phonemes_of_an_encoder_decoder(invoke: Invoke, shared: Path, tmp_path: 
     print(f"American phonemes by the American model: {figures}")
     assert figures["exact_match"] > 0.5
     assert figures["chrf"] > 80
+
+
+def test_a_name_is_shown_as_it_is_written(
+    invoke: Invoke, prefixes: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Brackets mark up text for the terminal elsewhere; here they are of a folder's name."""
+    named = [f"{name}={prefixes['headline']}" for name in ("run[0.1]", "run[/b]")]
+    result = invoke(
+        "evaluate", "--data", data, "--prefix", named[0], "--prefix", named[1], "--metrics", "loss",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "run[0.1]" in result.stdout
+    assert "run[/b]" in result.stdout
+
+
+def test_a_prompt_without_tokens_is_named(invoke: Invoke, tmp_path: Path) -> None:
+    model, encoder = load_base("embedded")
+    model.save_pretrained(tmp_path / "base")
+    tokenizer = encoder.tokenizer
+    tokenizer._tokenizer.post_processor = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"a": "", "b": "Bo"}\n{"a": "x", "b": "Bo"}\n')
+    arguments = ("--model", tmp_path / "base", "--data", data, "--prompt", "{a}", "--answer", "{b}")
+    refused = invoke("evaluate", *arguments)
+    assert refused.exit_code == 1
+    assert "a prompt has no tokens" in refused.stderr
+    assert invoke("evaluate", *arguments, "--metrics", "loss").exit_code == 0

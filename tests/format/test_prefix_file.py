@@ -242,3 +242,17 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         antefix.save_prefix(antefix.concat([prefix, prefix]), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_that_a_folder_takes(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * (255 - len('.safetensors'))}.safetensors"
+    antefix.save_prefix(prefix, path)
+    assert antefix.load_prefix(path).content_hash() == prefix.content_hash()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_reader_would_refuse_is_not_written(prefix: Prefix, tmp_path: Path) -> None:
+    site, long = Site("layer", "decoder", 0, 1, 1, 1), {"layer": torch.zeros(1, 2**20 + 1, 1)}
+    with pytest.raises(antefix.PrefixFormatError, match="has 1,048,577 virtual tokens; a prefix has at most 1,048,576"):
+        antefix.save_prefix(Prefix((site,), long, long), tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -127,6 +127,12 @@ def test_a_prefix_at_some_layers_still_stands_before_the_sequence() -> None:
         assert run(model).isfinite().all()
 
 
+def test_layers_that_the_model_has_not_are_named() -> None:
+    bank = antefix.attach(build_model("llama"))
+    with pytest.raises(antefix.ConfigError, match="layers names 30, and this model's have the numbers 0 to 2"):
+        bank.add("p", antefix.PrefixConfig(4, init="random", layers=(1, 30)))
+
+
 def test_positions_that_do_not_suffice_are_refused_before_training() -> None:
     model = build_model("gpt2")
     bank = antefix.attach(model)

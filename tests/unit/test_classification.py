@@ -19,6 +19,7 @@ from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
 from antefix.training.room import Room
+from antefix.training.systems import labels_told
 from antefix.training.tokens import Part
 
 EXAMPLES = [Example("The sea is blue", "b"), Example("A boat", "a"), Example("Bread and more bread", "c")]
@@ -141,3 +142,25 @@ def test_named_modules_are_trained_beside_the_heads(tmp_path: Path) -> None:
     task = Classification.load(save(tmp_path, "BertForMaskedLM"), ["a", "b"])
     config = task.configure(antefix.PrefixConfig(4, trainable_modules=["classifier", "embeddings.LayerNorm"]))
     assert config.trainable_modules == ("classifier", "bert.pooler.dense", "embeddings.LayerNorm")
+
+
+def test_a_base_that_numbers_the_labels_of_a_head_otherwise_is_refused(tmp_path: Path) -> None:
+    names = {0: "pos", 1: "neg"}
+    source = save(tmp_path, "BertForSequenceClassification", id2label=names, label2id={v: k for k, v in names.items()})
+    assert Classification.load(source, ["neg", "pos"]).encoder.labels == ("pos", "neg")
+    assert Classification.load(source, ["pos", "neg"], in_order=True).encoder.labels == ("pos", "neg")
+    with pytest.raises(antefix.ConfigError, match="numbers its labels 'pos', 'neg' and the prefix 'neg', 'pos'"):
+        Classification.load(source, ["neg", "pos"], in_order=True)
+    more = Classification.load(source, ["neg", "other", "pos"], in_order=True)  # whose head the prefix brings
+    assert more.encoder.labels == ("neg", "other", "pos")
+
+
+def test_a_head_that_does_not_tell_its_labels_is_not_scored_by_a_guess(tmp_path: Path) -> None:
+    task = Classification.load(save(tmp_path / "base", "BertForSequenceClassification"), ["a", "b"])
+    bank = task.attach()
+    bank.add("p", task.configure(antefix.PrefixConfig(3, init="random")))
+    with pytest.raises(antefix.ConfigError, match="'silent' brings a head and does not tell which labels"):
+        labels_told({"silent": bank.prefix("p")})
+    bank.remove("p")
+    bank.add("p", task.configure(antefix.PrefixConfig(3, init="random")), metadata=task.metadata)
+    assert labels_told({"p": bank.prefix("p")}) == ["a", "b"]

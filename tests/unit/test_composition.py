@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +86,10 @@ def test_what_cannot_be_put_together() -> None:
     for weights in ([1.0], [1.0, -1.0], [float("nan"), 1.0]):
         with pytest.raises(antefix.ConfigError, match="must be 2 numbers whose sum is above 0"):
             antefix.average([first, first], weights)
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor, Fraction])
+def test_weights_of_any_numbers_can_be_saved(number: Any, tmp_path: Path) -> None:
+    made = antefix.average([random_prefix(SITES, 3), random_prefix(SITES, 3)], [number(1), number(3)])
+    antefix.save_prefix(made, tmp_path / "mean.safetensors")
+    assert antefix.load_prefix(tmp_path / "mean.safetensors").metadata["composition"]["weights"] == [0.25, 0.75]

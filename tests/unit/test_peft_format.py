@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import antefix
 from antefix.initialize import random_prefix
 from antefix.peft_format import read_peft, write_peft
 from antefix.peft_layout import PeftLayout
-from antefix.prefix import Prefix
+from antefix.prefix import Prefix, geometry_fingerprint
 from antefix.sites import Site
 from tests.conftest import build_model
+from tests.parity.compare import attach
+from tests.parity.families import FAMILIES
 
 TOKENS = 4
 
@@ -284,3 +287,26 @@ def test_both_files_are_replaced_or_none(folder: Path, monkeypatch: pytest.Monke
     assert {file.name for file in folder.iterdir()} == before.keys()
     with pytest.raises(antefix.ConfigError, match="is a file"):
         write_peft(prefix, folder / "adapter_config.json", model)
+
+
+@pytest.mark.parametrize("shown_images", [True, False])
+def test_a_vision_language_model_fits_whether_or_not_images_were_shown(shown_images: bool, tmp_path: Path) -> None:
+    family = FAMILIES["LLaVA"]
+    model = family.build()
+    bank = attach(family, model)
+    sites = {True: bank.sites}
+    bank.detach()
+    sites[False] = antefix.attach(model).sites
+    assert len(sites[True]) > len(sites[False])
+    there, back = sites[shown_images], sites[not shown_images]
+    prefix = random_prefix([site for site in there if site.kind == "decoder"], TOKENS)
+    fingerprint = geometry_fingerprint(sites[False])
+    write_peft(replace(prefix, metadata={"fingerprint": fingerprint}), tmp_path, model, there)
+    assert read_peft(tmp_path, model, back).metadata["fingerprint"] == fingerprint
+
+
+def test_numbers_of_eight_bits_are_refused_in_a_sentence(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file({"prompt_embeddings": load_file(path)["prompt_embeddings"].to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(antefix.PrefixFormatError, match="'prompt_embeddings' as torch"):
+        read_peft(folder, build_model("llama"))

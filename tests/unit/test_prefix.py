@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +83,20 @@ def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
     with pytest.raises(antefix.PrefixMismatchError, match="3 sites are not all those that were found in the other"):
         prefix.check_fits(deeper, geometry_fingerprint(deeper))
     prefix.check_fits(deeper, geometry_fingerprint(deeper), geometry_fingerprint(SITES))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"modules": {"score.weight": torch.ones(2)}}, "'score.weight' names no tensor of a module"),
+        ({"modules": {"score:": torch.ones(2)}}, "'score:' names no tensor of a module"),
+        ({"path": "a:b"}, "'a:b' of kind 'decoder' is no site; a path has no colon"),
+        ({"kind": "tower"}, "'layer' of kind 'tower' is no site"),
+    ],
+)
+def test_what_a_file_could_not_be_read_with_is_no_prefix(change: dict[str, Any], sentence: str) -> None:
+    modules = change.get("modules", {})
+    site = Site(change.get("path", "layer"), change.get("kind", "decoder"), 0, 1, 2, 2)
+    numbers = {site.path: torch.zeros(1, 3, 2)}
+    with pytest.raises(antefix.PrefixFormatError, match=re.escape(sentence)):
+        Prefix((site,), numbers, numbers, modules=modules)

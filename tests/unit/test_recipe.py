@@ -13,6 +13,7 @@ from antefix.errors import ConfigError
 from antefix.sites import Site
 from antefix.training import Recipe
 from antefix.training.recipe import wording_told
+from antefix.training.systems import recipe_for
 
 NEEDED = {"model": "embedded", "data": "d.jsonl", "prompt": "{q}", "answer": "{a}"}
 
@@ -103,3 +104,17 @@ def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None
         Recipe.from_yaml(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         Recipe.from_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("wording", [{"prompt": "{a}\n", "answer": "{b}"}, {"messages": "turns"}])
+def test_a_distilled_prefix_is_evaluated_by_the_wording_it_tells(wording: dict[str, str]) -> None:
+    """Also beside a trained one of the same wording."""
+    site, number = Site("layer", "decoder", 0, 1, 1, 1), {"layer": torch.zeros(1, 1, 1)}
+    told = {"model": "embedded", "document": "d.txt", "chats": "messages" in wording, **wording}
+    distilled = antefix.Prefix((site,), number, number, {"distillation": told})
+    trained = Recipe.from_settings({"model": "embedded", "data": "d.jsonl", **wording}).as_dict()
+    prefixes = {"d": distilled, "t": antefix.Prefix((site,), number, number, {"training": trained})}
+    for given in ({"d": distilled}, prefixes):
+        recipe = recipe_for("test.jsonl", given, {})
+        assert {name: getattr(recipe, name) for name in wording} == wording
+        assert recipe.model == "embedded"

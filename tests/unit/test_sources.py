@@ -26,8 +26,9 @@ def base(tmp_path: Path) -> Path:
         ("config.json", {"intermediate_size": 24}),
         ("tokenizer_config.json", None),
         ("generation_config.json", None),
+        ("config.json", {"num_attention_heads": 0}),
     ],
-    ids=["a library is missing", "other sizes", "no settings of a tokenizer", "no settings of generation"],
+    ids=["a library is missing", "other sizes", "no settings of a tokenizer", "no settings of generation", "no heads"],
 )
 def test_what_cannot_be_loaded_is_named(base: Path, file: str, changes: dict[str, object] | None) -> None:
     """`None` puts a list where there are settings."""
@@ -36,3 +37,10 @@ def test_what_cannot_be_loaded_is_named(base: Path, file: str, changes: dict[str
     with pytest.raises(ConfigError, match=f"'{base}' cannot be loaded: .") as caught:
         load_base(str(base))
     assert "\n" not in str(caught.value)
+
+
+def test_a_failure_without_words_is_named_by_its_kind(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").touch()
+    with pytest.raises(ConfigError, match=f"the model '{base}' cannot be loaded: EOFError"):
+        load_base(str(base))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from antefix.embedded import model_path
@@ -75,3 +76,14 @@ def test_batches_are_padded_on_the_right() -> None:
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, pad, pad]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[1, -100], [5, 6]]
+
+
+def test_a_tokenizer_without_an_end_of_text_ends_answers_with_its_separator() -> None:
+    """As BERT's, which Chinese versions of GPT-2 have, and whose prompts it would close as well."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path(), eos_token=None, sep_token="</s>")
+    special = [("<s>", BOS), ("</s>", EOS)]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+    found, expected = encoder.tokenize(Example("The sea", "a boat")), CAUSAL.tokenize(Example("The sea", "a boat"))
+    assert found == expected
+    assert encoder.ends == CAUSAL.ends == {EOS}

@@ -9,8 +9,8 @@ import typer
 
 from antefix.cli.outputs import check_replaceable_file, check_replaceable_folder
 from antefix.errors import ConfigError
-from antefix.meta import shapes_only
-from antefix.peft_format import read_peft, write_peft
+from antefix.meta import shapes_only, task_of
+from antefix.peft_format import read_config, read_peft, write_peft
 from antefix.storage import save_prefix, verify_prefix
 
 
@@ -35,9 +35,10 @@ def convert(
         raise ConfigError(f"'{output}' is a folder; a prefix is written into a file.")
     if from_peft:
         check_replaceable_file(output)
-        save_prefix(read_peft(prefix, shapes_only(model)), output)
+        save_prefix(read_peft(prefix, shapes_only(model, read_config(prefix).get("task_type"))), output)
     else:
         check_replaceable_folder(output)
         loaded = verify_prefix(prefix)
-        write_peft(loaded, output, shapes_only(model), base_model=base_model, task_type=task_type)
+        made_for = task_of(loaded.metadata.get("base_class"))
+        write_peft(loaded, output, shapes_only(model, made_for), base_model=base_model, task_type=task_type)
     typer.echo(str(output))

@@ -80,21 +80,23 @@ def evaluate(
     bootstrap = PairedBootstrap(num_resamples, seed)
     found = evaluate_recipe(recipe, prefixes, systems, metrics, max_new_tokens, bootstrap)
     console = Console()
-    _print(report.scores(found), report.summary(found), console)
-    if found.comparisons:
-        _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
-    if output is not None:
+    written = []
+    if output is not None:  # first of all: a terminal that goes away takes nothing with it
         settings = {name: getattr(recipe, name) for name in ("data", *given)}
         settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
         settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
-        list_files(report.write_report(found, output, settings), console)
+        written = report.write_report(found, output, settings)
+    _print(report.scores(found), report.summary(found), console)
+    if found.comparisons:
+        _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
+    list_files(written, console)
 
 
 def _print(table: report.Table, caption: str, console: Console) -> None:
     heading, rows = table
     printed = Table(title=f"\n{caption}", title_justify="left")
     for column in heading:
-        printed.add_column(column, justify="left" if column in ("metric", "system") else "right", overflow="fold")
+        printed.add_column(Text(column), justify="left" if column in ("metric", "system") else "right", overflow="fold")
     for row in rows:
         printed.add_row(*map(Text, row))
     console.print(printed)

@@ -41,6 +41,10 @@ def inspect(
         str | None, typer.Option(help="Field of a conversation, in place of templates. [default: that of the prefixes]")
     ] = None,
     task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
+    answer_tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer of the answers. [default: that of the prefixes]")
+    ] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
     num_examples: Annotated[int | None, typer.Option(min=1, help="Use only this many first examples.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch.")] = 16,
@@ -62,6 +66,8 @@ def inspect(
         "prompt": None if prompt is None else unescape(prompt),
         "answer": None if answer is None else unescape(answer),
         "messages": messages,
+        "answer_tokenizer": answer_tokenizer,
+        "data_config": data_config,
         "data_split": data_split,
         "num_examples": num_examples,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from antefix.errors import ConfigError, PrefixFormatError
-from antefix.peft_format import CONFIG_NAME
+from antefix.peft_format import read_config
 from antefix.storage import load_prefix
 
 
@@ -20,6 +20,12 @@ def check_replaceable_file(path: Path) -> None:
 
 
 def check_replaceable_folder(path: Path) -> None:
-    """Raise `ConfigError` where a checkpoint of PEFT would be written among other things."""
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_NAME).is_file():
-        raise ConfigError(f"'{path}' holds other things than a checkpoint of PEFT; name a folder of its own.")
+    """Raise `ConfigError` where a checkpoint of PEFT's prefixes would be written among other things, or over others."""
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    try:
+        read_config(path)
+    except PrefixFormatError as error:
+        raise ConfigError(
+            f"'{path}' holds other things than a checkpoint of PEFT's prefix tuning; name a folder of its own."
+        ) from error

@@ -54,7 +54,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
 
     Attention is computed by the base's eager implementation, which tells its weights.
     """
-    labels = labels_told({WHOLE: prefix})
+    labels = labels_told({WHOLE: prefix}) if recipe.task == "classification" else None
     if recipe.task == "classification" and labels is None:
         raise ConfigError("the prefix does not tell which labels it was trained to choose from, so it cannot choose.")
     set_seed(recipe.seed)  # a checkpoint without a head gets one at random

@@ -31,7 +31,7 @@ import antefix
 from huggingface_hub import hf_hub_download
 {import_peft}from transformers import {auto}
 
-model = {auto}.from_pretrained({base_name})
+model = {auto}.from_pretrained({base_name}{labels})
 {adapter}bank = antefix.attach(model)
 bank.load(hf_hub_download({repository}, "prefix.safetensors"), name="prefix")
 with bank.use("prefix"):
@@ -102,6 +102,7 @@ def model_card(
         sites=_kinds(subject.sites),
         auto=_auto_class(base_class),
         base_name=json.dumps("path/to/the/base/model" if local else base),
+        labels=f", num_labels={len(told)}" if isinstance(told := subject.metadata.get("labels"), list) else "",
         repository=repository,
         import_peft="from peft import PeftModel\n" if with_adapter else "",
         adapter=f"model = PeftModel.from_pretrained(model, {repository})\n" if with_adapter else "",

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from antefix.bank import PrefixBank, attach
 from antefix.config import PrefixConfig
-from antefix.errors import DataError
+from antefix.errors import ConfigError, DataError
 from antefix.sources import reporting_failure, source_of
 from antefix.training.base import load_tokenizer, named, on_device, placement
 from antefix.training.examples import Example
@@ -81,15 +81,22 @@ class Classification:
     metrics: Sequence[str] = LABEL_METRICS
 
     @classmethod
-    def load(cls, name: str, labels: Sequence[str]) -> Classification:
-        """Load a base model with a head for these labels; raises `ConfigError` where it cannot be loaded."""
+    def load(cls, name: str, labels: Sequence[str], in_order: bool = False) -> Classification:
+        """Load a base model with a head for these labels; raises `ConfigError` where it cannot be loaded.
+
+        They are numbered as the base numbers them, where it knows them all; `in_order` says that they have numbers
+        already, as those of a head in a prefix: a base that gives the same labels others is refused.
+        """
         if len(labels) < 2:
             raise DataError(f"a classification needs two labels or more; all examples have {labels[0]!r}.")
         tokenizer = load_tokenizer(name, "model")
         with reporting_failure("model", name):
             known = AutoConfig.from_pretrained(source_of(name)).id2label
-            if set(labels) <= set(known.values()):  # the base's own head may know them already
-                labels = [known[number] for number in sorted(known)]
+            numbered = [known[number] for number in sorted(known)]
+            if in_order:
+                _check_numbers(name, labels, numbered)
+            elif set(labels) <= set(numbered):  # the base's own head may know them already
+                labels = numbered
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source_of(name),
                 id2label=dict(enumerate(labels)),
@@ -164,6 +171,15 @@ def labels_of(examples: Sequence[Example]) -> list[str]:
     """Return the labels that occur, sorted: as numbers where all are, else as text."""
     found = sorted({example.answer for example in examples})  # 1 and 01 are one number, and a set has no order
     return sorted(found, key=int) if all(label.isdecimal() and len(label) < 20 for label in found) else found
+
+
+def _check_numbers(name: str, told: Sequence[str], numbered: Sequence[str]) -> None:
+    if set(told) == set(numbered) and list(told) != list(numbered):
+        raise ConfigError(
+            f"the base '{name}' numbers its labels {', '.join(map(repr, numbered[:_MOST_NAMED]))} and the prefix "
+            f"{', '.join(map(repr, told[:_MOST_NAMED]))}, so one of them would be scored by the other's; take the base "
+            "that the prefix was trained on."
+        )
 
 
 def _heads(model: PreTrainedModel, drawn: set[str]) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ def evaluate_recipe(
     rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
     wording = wording_of(recipe)
     set_seed(recipe.seed)  # a checkpoint without a head gets one at random
-    task = load_task(recipe, examples_of(rows, wording), labels_told(prefixes), max_new_tokens)
+    labels = labels_told(prefixes) if recipe.task == "classification" else None
+    task = load_task(recipe, examples_of(rows, wording), labels, max_new_tokens)
     bank = task.attach()
     for name, prefix in prefixes.items():
         bank.add(name, prefix)
@@ -87,7 +88,7 @@ def evaluate(
     mixed = MixedBatches(bank, [system.prefix for system in systems], batch_size)
     measured = dict(zip(names, task.measure(parts, mixed, metrics), strict=True))
     plain = examples_of(rows, wording)
-    groups = task.groups(plain)
+    groups = task.groups(parts[0].examples)
     return Evaluation(
         measured=measured,
         comparisons=_compared(measured, bootstrap) if len(groups) > 1 else {},

@@ -32,6 +32,6 @@ def load_task(
     It chooses among `labels`, or else those of the examples, or writes at most `max_new_tokens`.
     """
     if recipe.task == "classification":
-        return Classification.load(recipe.model, labels or labels_of(examples))
+        return Classification.load(recipe.model, labels or labels_of(examples), in_order=labels is not None)
     chats = recipe.messages is not None
     return Writing.load(recipe.model, recipe.answer_tokenizer, chats, max_new_tokens)

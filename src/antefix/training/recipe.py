@@ -113,6 +113,19 @@ def trained_with(prefix: Prefix) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
+def learned_with(prefix: Prefix) -> Mapping[str, Any]:
+    """Return the wording, as fields of a recipe, that a prefix was trained with, or else what it was distilled by.
+
+    One distilled by a base that holds conversations learned behind a user's messages.
+    """
+    trained, distilled = trained_with(prefix), _distilled_with(prefix)
+    if distilled.get("chats") is True:
+        distilled = {"messages": distilled.get("messages") or "messages"}
+    elif trained:
+        return trained
+    return {"task": Recipe.task, **distilled} if distilled else {}
+
+
 def base_of(prefix: Prefix) -> str | None:
     """Return the name of the base model that a prefix was trained or distilled on, as far as its file tells."""
     told = (recipe.get("model") for recipe in (trained_with(prefix), _distilled_with(prefix)))
@@ -120,14 +133,8 @@ def base_of(prefix: Prefix) -> str | None:
 
 
 def wording_told(prefix: Prefix) -> tuple[Any, Any]:
-    """Return the template of prompts, or the field of conversations, that a prefix learned behind, as its file tells.
-
-    A prefix distilled by a base that holds conversations learned behind a user's messages.
-    """
-    trained, distilled = trained_with(prefix), _distilled_with(prefix)
-    if distilled.get("chats") is True:
-        return None, distilled.get("messages") or "messages"
-    told = trained or distilled
+    """Return the template of prompts, or the field of conversations, that a prefix learned behind, where it tells."""
+    told = learned_with(prefix)
     return told.get("prompt"), told.get("messages")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
 from antefix.storage import verify_prefix
-from antefix.training.recipe import Recipe, base_of, trained_with
+from antefix.training.recipe import Recipe, base_of, learned_with
 from antefix.training.templates import unescape
 
 SHARED_SETTINGS = ("model", "task", "prompt", "answer", "messages", "answer_tokenizer")
@@ -71,7 +71,16 @@ def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, An
 
 
 def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
-    """Return the labels that prefixes were trained to choose from; raises `ConfigError` where these differ."""
+    """Return the labels that prefixes were trained to choose from, in the order of their heads.
+
+    Raises `ConfigError` where these differ, or where a prefix has a head and does not tell.
+    """
+    for name, held in prefixes.items():
+        if held.modules and "labels" not in held.metadata:
+            raise ConfigError(
+                f"the prefix '{name}' brings a head and does not tell which labels it chooses from; save it with "
+                "metadata={'labels': [...]}, in the order of the head."
+            )
     told = [held.metadata["labels"] for held in prefixes.values() if "labels" in held.metadata]
     if not all(isinstance(labels, list) and labels for labels in told):
         raise ConfigError("a prefix tells of labels that are no list, so it cannot choose among them.")
@@ -85,7 +94,7 @@ def _told(name: str, prefixes: Mapping[str, Prefix]) -> Any:
         bases = {prefix: base_of(held) for prefix, held in prefixes.items()}
         told: dict[str, Any] = {prefix: base for prefix, base in bases.items() if base}
     else:
-        recipes = {prefix: trained_with(held) for prefix, held in prefixes.items()}
+        recipes = {prefix: learned_with(held) for prefix, held in prefixes.items()}
         told = {prefix: recipe.get(name) for prefix, recipe in recipes.items() if recipe}
     values = list(told.values())
     if any(value != values[0] for value in values):

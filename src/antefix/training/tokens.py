@@ -87,7 +87,7 @@ class ExampleTokenizer:
         """The ids that end an answer as examples teach it: the end-of-text token, in a chat the one that closes it."""
         special = set(self.answer_tokenizer.added_tokens_decoder) | set(self.answer_tokenizer.all_special_ids)
         closing = self.answer_tokenizer(self.closing, add_special_tokens=False)["input_ids"]
-        ends = [self.answer_tokenizer.eos_token_id, next((token for token in closing if token in special), None)]
+        ends = [_end_of_text(self.answer_tokenizer), next((token for token in closing if token in special), None)]
         return {int(token) for token in ends if token is not None}
 
     def tokenize(self, example: Example) -> Tokens:
@@ -98,8 +98,8 @@ class ExampleTokenizer:
             answer = list(self.answer_tokenizer(text_target=example.answer)["input_ids"])
         else:
             answer = list(self.answer_tokenizer(example.answer, add_special_tokens=False)["input_ids"])
-            if self.answer_tokenizer.eos_token_id is not None:
-                answer.append(self.answer_tokenizer.eos_token_id)
+            if (end := _end_of_text(self.answer_tokenizer)) is not None:
+                answer.append(end)
         if not answer:
             raise DataError(f"an example has an answer without tokens: {example.prompt[:60]!r}.")
         return Tokens(self.prompt_ids(example.prompt), answer)
@@ -154,7 +154,7 @@ class ExampleTokenizer:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, with the tokenizer's opening token; a causal model's goes on from there."""
         ids = list(self.tokenizer(prompt, add_special_tokens=self.adds_special_tokens)["input_ids"])
-        if self.adds_special_tokens and not self.is_encoder_decoder and ids and ids[-1] == self.tokenizer.eos_token_id:
+        if self.adds_special_tokens and not self.is_encoder_decoder and ids and ids[-1] == _end_of_text(self.tokenizer):
             ids.pop()
         return ids
 
@@ -179,6 +179,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return an id to pad with; any will do where a mask hides it."""
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(found) if found is not None else 0
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id that ends a text; a tokenizer as BERT's has no other than the one that separates two."""
+    found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return None if found is None else int(found)
 
 
 def cut_end(ids: list[int], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:

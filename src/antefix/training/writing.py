@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from antefix.bank import PrefixBank
 from antefix.config import PrefixConfig
+from antefix.errors import DataError
 from antefix.training.base import attach_writer, load_base
 from antefix.training.chats import in_chats
 from antefix.training.examples import Example
@@ -50,9 +51,14 @@ class Writing:
         return config
 
     def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
-        """Raise `ContextLengthError` for an example that passes the positions of the model, given or written."""
+        """Raise `ContextLengthError` for an example that passes the positions of the model, given or written.
+
+        And `DataError` where an answer is to be written to a prompt without a token.
+        """
         most = self._most(part) if set(metrics) & set(ANSWER_METRICS) else 0
         for example, tokens in zip(part.examples, part.tokens, strict=True):
+            if most and not tokens.prompt:
+                raise DataError("a prompt has no tokens, and this base's tokenizer opens none, so it has no answer.")
             shorten = f"the example {example.prompt[:60]!r} or the prefix"
             room.check(len(tokens.prompt), max(len(tokens.answer), most), shorten)
 

@@ -79,3 +79,11 @@ def test_prefixes_of_other_sites_are_not_compared() -> None:
     other = random_prefix(SITES[:1], 5)
     with pytest.raises(antefix.PrefixMismatchError, match="different sites"):
         similarity(_prefix(), other)
+
+
+def test_values_of_nothing_but_zeros_are_alike_whatever_their_lengths() -> None:
+    site = Site("layer", "decoder", 0, 1, 2, 2)
+    zeros = {n: Prefix((site,), {"layer": torch.ones(1, n, 2)}, {"layer": torch.zeros(1, n, 2)}) for n in (3, 4)}
+    ones = Prefix((site,), {"layer": torch.ones(1, 3, 2)}, {"layer": torch.ones(1, 3, 2)})
+    assert similarity(zeros[3], zeros[4]) == similarity(zeros[3], zeros[3]) == 1.0
+    assert similarity(zeros[3], ones) == 0.0
