@@ -11,13 +11,15 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 CELLS := .cells.json
 PARITY := $(PYTEST) tests/parity --cells $(CELLS)
 FAST := -m "not slow" --jaxtyping-packages=antefix,beartype.beartype
+# Most of the slow ones are in one file, whose models are compiled one by one.
+SLOW := $(PARITY) -m slow --dist load
 
 # vLLM has an environment of its own: it asks for versions of its own.
 VLLM_BIN := .venv-vllm/bin
 VLLM_RESULTS := .vllm.xml
 INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
-# The warnings of vLLM's imports are its own.
-TEST_VLLM := $(VLLM_BIN)/python -m pytest -W default --disable-warnings
+# The warnings of vLLM's imports are its own. One thread, as a server or an engine has the other core.
+TEST_VLLM := OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -W default --disable-warnings
 SERVER_TESTS := tests/vllm/server tests/vllm/test_crash.py tests/vllm/test_quickstart.py
 TEST_ENGINES := $(TEST_VLLM) tests/vllm $(SERVER_TESTS:%=--ignore=%) --junit-xml $(VLLM_RESULTS)
 VLLM_TABLE := $(VLLM_BIN)/python -m tests.vllm.table $(VLLM_RESULTS) docs/serving.md
@@ -33,7 +35,7 @@ test: lint docs  ## run every check but the slow ones
 	$(PARITY) $(FAST)
 
 test-all: test  ## run the slow ones too, and hold the support matrix against them
-	$(PARITY) -m slow
+	$(SLOW)
 	$(BIN)/python -m tests.parity.matrix $(CELLS) docs/support.md --check
 
 # A server keeps one core busy, and so do most engines: with --jobs 2 they run side by side.
@@ -53,7 +55,7 @@ serving-table: .venv-vllm/done  ## write the table of exactness anew
 matrix: .venv/dev.done  ## write the support matrix anew
 	rm -f $(CELLS)
 	$(PARITY) $(FAST)
-	$(PARITY) -m slow
+	$(SLOW)
 	$(BIN)/python -m tests.parity.matrix $(CELLS) docs/support.md
 
 lint: .venv/dev.done  ## style, types and the ladder of imports

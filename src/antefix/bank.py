@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
+from antefix.continuous import refuse_continuous_batching
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import MODULE_NAME, Heads
@@ -79,6 +80,7 @@ class PrefixBank:
         self._stacks = Stacks(model, sites, cut_off, self.selection, self._materialize)
         self._heads = Heads(model, self.selection)
         model.add_module(MODULE_NAME, self._trainable)
+        self.when_detached(refuse_continuous_batching(model, lambda: any(names_of(self.selection()))))
 
     def __repr__(self) -> str:
         held = ", ".join(map(repr, self.names)) or "none"

@@ -237,3 +237,16 @@ def test_pages_of_keys_and_values_are_refused() -> None:
         model(draw_ids(1, 4), cache=object())
     bank.deactivate()
     model(draw_ids(1, 4), cache=object())
+
+
+def test_continuous_batching_is_refused_where_it_is_asked_for() -> None:
+    """Its forwards run in a thread of its own, which does not see what this one uses."""
+    model, bank = with_prefix(FAMILIES["Llama"])
+    bank.deactivate()
+    for selection in ("p", ["p", None]):
+        with bank.use(selection), pytest.raises(UnsupportedModelError, match="beside which no prefix can stand"):
+            model.generate_batch([[5, 6, 7]])
+    with bank.use("p"), bank.use(None):
+        assert model.init_continuous_batching() is not None
+    bank.detach()
+    assert "init_continuous_batching" not in vars(model)

@@ -15,6 +15,7 @@ from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
 from antefix.attention.state import ForwardPrefixes
+from antefix.continuous import refusal
 from antefix.dispatch import AttentionFunction, base_attention, implementation_of, is_causal, settings_of, switch
 from antefix.errors import UnsupportedModelError
 from antefix.sites import KEYWORD, Site
@@ -52,10 +53,7 @@ def attend(
     if shared is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
     if kwargs.get("cache") is not None:  # which only Transformers' own function would fill
-        raise UnsupportedModelError(
-            "generate_batch keeps keys and values in pages, beside which no prefix can stand; generate takes batches "
-            "of any prefixes, and antefix serve batches as it goes."
-        )
+        raise refusal()
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:
         laid = forward.laid_together
