@@ -57,7 +57,7 @@ class LogsWhatItSaves(TrainerCallback):
 
 def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             output_dir=schedule.output,
             learning_rate=schedule.learning_rate,
             num_train_epochs=schedule.epochs,
@@ -81,3 +81,5 @@ def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:
         )
     except ImportError as error:
         raise ConfigError('training needs accelerate: pip install "antefix[train]".') from error
+    args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU; of several, Trainer would make copies of the model
+    return args
