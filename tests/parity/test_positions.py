@@ -169,7 +169,7 @@ def test_positions_that_a_prefix_cannot_move_are_refused_before_training() -> No
     model = family.build()
     bank = antefix.attach(model)
     for source in (antefix.PrefixConfig(4, init="random"), random_prefix(bank.sites, 4)):
-        with pytest.raises(antefix.UnsupportedModelError, match=r"counts the positions of its .* sites=\('cross',\)"):
+        with pytest.raises(antefix.UnsupportedModelError, match=r"positions of its decoder .* sites=\('cross',\)"):
             bank.add("p", source)
     assert bank.names == []
     bank.add("p", antefix.PrefixConfig(4, init="random", sites=("cross",)))
