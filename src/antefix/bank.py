@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from antefix.sites import KINDS, Kind, Site, device_of, readers, sites_and_cut_o
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 
+logger = logging.getLogger(__name__)
+
 
 def attach(
     model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None, max_resident_prefixes: int = 64
@@ -48,6 +51,11 @@ def attach(
         raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")
     bank = PrefixBank(model, *sites_and_cut_off(model, example_inputs), Placement(max_resident_prefixes))
     bank.outer_model = outer
+    if model.config.is_encoder_decoder and all(site.kind != "encoder" for site in bank.sites):
+        logger.warning(
+            "No attention of the encoder of %s can be reached, so its prefixes stand in the decoder alone.",
+            type(model).__name__,
+        )
     return bank
 
 

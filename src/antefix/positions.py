@@ -7,11 +7,12 @@ and the frames of a sound have fixed places, which a prefix leaves alone.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,11 @@ class StackPositions:
         self.takes_ids = "position_ids" in parameters
         self.reads_tokens = reads_tokens(stack)
         tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
-        self.table = next((m for m in tables if hasattr(m, "weight")), None)
-        self.is_understood = self.takes_ids or self.table is not None or not tables
+        self.table = next((m for m in tables if hasattr(m, "weight") or _grows(m)), None)
+        self._is_understood = self.takes_ids or self.table is not None or not tables
         biases = [m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)]
         self.bias = biases[0] if biases else None
-        if len(biases) > 1:  # a bias for each layer, as in UMT5
-            self.is_understood = False
+        self._bucket = None if self.bias is None else _bucket_of(self.bias)
         # RoBERTa counts from after its padding index.
         padding = next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), None)
         counts_from_ids = any(map(_counts_from_ids, stack.modules()))
@@ -51,11 +51,16 @@ class StackPositions:
             self._hooks = [self.table.register_forward_hook(self._look_up_again, with_kwargs=True)]
 
     @property
+    def can_shift(self) -> bool:
+        """Whether tokens can be moved, or have no places that would have to be."""
+        return self._is_understood or not self.reads_tokens
+
+    @property
     def limit(self) -> int | None:
-        """How many positions the stack has a learned embedding for; None where it has no table of them."""
-        if self.table is None or not self.reads_tokens:
+        """How many positions the stack has an embedding for; None where it has no table of them, or one that grows."""
+        if self.table is None or not self.reads_tokens or _grows(self.table):
             return None
-        return cast(Tensor, self.table.weight).shape[0] - self._first_row
+        return len(self._rows) - self._first_row
 
     def close(self) -> None:
         """Take the stack's hook away."""
@@ -71,7 +76,7 @@ class StackPositions:
         if not self.reads_tokens:
             return None
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
-        if not self.is_understood or (tokens is None and self.table is not None):
+        if not self.can_shift or (tokens is None and self.table is not None):
             raise UnsupportedModelError(
                 f"{type(self.stack).__name__} counts positions in a way that a prefix cannot move; leave its kind out "
                 "of PrefixConfig.sites."
@@ -88,12 +93,14 @@ class StackPositions:
             if self._first_position:  # padding that the base tells by its ids stays before the first position
                 offsets = offsets * (positions >= first)
         shifted = positions + offsets
-        self._check_limit(shifted, first)
+        self._make_room(shifted, first)
         if self.takes_ids:
             inputs["position_ids"] = shifted
         elif self._replaces_lookup:
             self._pending.positions = shifted
-        return None if self.bias is None else RelativePositions(positions, self.bias)
+        if self.bias is None or self._bucket is None:
+            return None
+        return RelativePositions(positions, self.bias, self._bucket)
 
     def finish(self, succeeded: bool) -> None:
         """End a forward; raises `UnsupportedModelError` where the stack never looked the shifted positions up."""
@@ -106,10 +113,14 @@ class StackPositions:
             )
 
     @property
+    def _rows(self) -> Tensor:
+        """The table's embeddings, one a row; those of one that grows are made anew as it does."""
+        return cast(Tensor, self.table.weights if _grows(self.table) else cast(nn.Module, self.table).weight)
+
+    @property
     def _first_row(self) -> int:
         """The row of the table that holds the first position."""
-        offset = getattr(self.table, "offset", None)
-        return self._first_position if offset is None else cast(int, offset)
+        return self._first_position or cast(int, getattr(self.table, "offset", 0))
 
     def _standing(self, inputs: Mapping[str, Any], tokens: Tensor, has_prefix: bool | Tensor) -> Tensor:
         """Return the positions `(batch, token)` of the tokens before they are moved, counted from 0.
@@ -135,16 +146,21 @@ class StackPositions:
             return counted
         return torch.where(has_prefix, counted, bare)
 
-    def _check_limit(self, positions: Tensor, first: int) -> None:
-        limit = self.limit
-        if limit is None or positions.is_meta or torch.compiler.is_compiling():
+    def _make_room(self, positions: Tensor, first: int) -> None:
+        """Let a table that grows do so; raises `ContextLengthError` where any other is too short."""
+        if self.table is None or positions.is_meta or torch.compiler.is_compiling():
             return
-        needed = int(positions.max()) + 1 - first
-        if needed > limit:
-            raise ContextLengthError(
-                f"prefix and sequence need {needed} positions, but {type(self.stack).__name__} has {limit}; shorten "
-                "the sequence or use a shorter prefix."
-            )
+        needed, limit = int(positions.max()) + 1 - first, len(self._rows) - self._first_row
+        if needed <= limit:
+            return
+        if _grows(self.table):
+            table = cast(Any, self.table)
+            table.make_weights(needed + self._first_row, table.embedding_dim, table.padding_idx)
+            return
+        raise ContextLengthError(
+            f"prefix and sequence need {needed} positions, but {type(self.stack).__name__} has {limit}; shorten "
+            "the sequence or use a shorter prefix."
+        )
 
     def _look_up_again(self, table: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """Replace the embeddings a stack looked up at its own positions by those at the shifted ones."""
@@ -152,13 +168,31 @@ class StackPositions:
         if positions is None:
             return output
         self._pending.positions = None
-        return nn.functional.embedding(positions + self._first_row, cast(Tensor, table.weight)).to(output.dtype)
+        return nn.functional.embedding(positions + self._first_row, self._rows).to(output.dtype)
 
 
 def _counts_from_ids(module: nn.Module) -> bool:
     """Return whether Transformers gives this module, or the file that it stands in, a function for that."""
     name = "create_position_ids_from_input_ids"
     return hasattr(module, name) or hasattr(sys.modules.get(type(module).__module__), name)
+
+
+def _grows(table: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Return whether a table computes as many rows as it is asked for, and counts from ids, as M2M100's does."""
+    return hasattr(table, "make_weights") and hasattr(table, "create_position_ids_from_input_ids")
+
+
+def _bucket_of(attention: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what turns distances into buckets: T5's is told its settings, UMT5's knows them."""
+    bucket = cast(Any, attention)._relative_position_bucket
+    if "bidirectional" not in inspect.signature(bucket).parameters:
+        return cast(Callable[[Tensor], Tensor], bucket)
+    return functools.partial(
+        bucket,
+        bidirectional=not attention.is_decoder,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
 
 
 def _takes(module: nn.Module | None, name: str) -> bool:

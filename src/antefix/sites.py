@@ -55,7 +55,7 @@ class AttentionCall:
     query: Tensor
     key: Tensor
     value: Tensor
-    is_causal: bool
+    is_decoders: bool
     keyword_arrived: bool
 
 
@@ -89,7 +89,8 @@ def sites_and_cut_off(
     for call in calls:
         first.setdefault(call.path, call)
     cut_off = frozenset(call.path for call in calls if not call.keyword_arrived)
-    return tuple(map(_site, first.values())), cut_off
+    places = _places(model)
+    return tuple(_site(call, places.get(model.get_submodule(call.path))) for call in first.values()), cut_off
 
 
 def observe_text(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[AttentionCall]:
@@ -174,7 +175,7 @@ def _observe(
         theirs = function_under(own["antefix_base"] if "antefix_observer" in own else config, module)
         return theirs(module, query, key, value, attention_mask, *args, **kwargs)
     arrived = kwargs.pop(KEYWORD, None) is not None
-    config.antefix_note(AttentionCall(config.antefix_path, query, key, value, is_causal(module, kwargs), arrived))
+    config.antefix_note(AttentionCall(config.antefix_path, query, key, value, _is_decoders(module, kwargs), arrived))
     return base_attention(module)(module, query, key, value, attention_mask, *args, **kwargs)
 
 
@@ -207,9 +208,35 @@ def _refuse_own_branches(module: nn.Module) -> None:
         )
 
 
-def _site(call: AttentionCall) -> Site:
+def _is_decoders(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether self-attention is a decoder's: it says so, or says nothing and takes a cache."""
+    if arguments.get("is_causal") is None and not hasattr(module, "is_causal"):
+        return not {"past_key_values", "cache"}.isdisjoint(inspect.signature(module.forward).parameters)
+    return is_causal(module, arguments) or bool(getattr(module, "is_decoder", False))
+
+
+def _places(model: PreTrainedModel) -> dict[nn.Module, Kind]:
+    """Return what lies in the encoder of an encoder-decoder, and what in its decoder, whatever it says of itself."""
+    places: dict[nn.Module, Kind] = {}
+    if model.config.is_encoder_decoder:
+        parts: dict[Kind, nn.Module] = {"encoder": model.get_encoder(), "decoder": _innermost_decoder(model)}
+        for kind, part in parts.items():
+            if part is not model:  # which has none by a name that Transformers knows
+                places |= dict.fromkeys(part.modules(), kind)
+    return places
+
+
+def _innermost_decoder(model: PreTrainedModel) -> nn.Module:
+    """Return the decoder alone: that of a model of images and text may be a whole encoder-decoder at first."""
+    part: Any = model
+    while hasattr(part, "get_decoder") and (inner := part.get_decoder()) is not part:
+        part = inner
+    return cast(nn.Module, part)
+
+
+def _site(call: AttentionCall, place: Kind | None) -> Site:
     cross = call.query.shape[2] != call.key.shape[2]
-    kind: Kind = "cross" if cross else "decoder" if call.is_causal else "encoder"
+    kind: Kind = "cross" if cross else place or ("decoder" if call.is_decoders else "encoder")
     number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", call.path)
     return Site(
         path=call.path,

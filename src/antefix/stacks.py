@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import ForwardPrefixes, KeysAndValues
-from antefix.errors import ContextLengthError
+from antefix.errors import ContextLengthError, UnsupportedModelError
 from antefix.selection import Selection
-from antefix.sites import Kind, Site, stack_path
+from antefix.sites import KINDS, Kind, Site, stack_path
 from antefix.stack import Stack
 
 
@@ -63,7 +63,8 @@ class Stacks:
             undo()
 
     def check_room(self, sites: Sequence[Site], num_virtual_tokens: int) -> None:
-        """Say before training, not in the middle of it, that a model has too few positions."""
+        """Say before training, not in the middle of it, that a model has too few positions, or ones that stay."""
+        self._check_places(sites)
         for site in sites:
             limit = self._stacks[stack_path(self.model, site)].limit
             if site.kind != "cross" and limit is not None and num_virtual_tokens >= limit:
@@ -71,6 +72,18 @@ class Stacks:
                     f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
                     f"{type(self.model).__name__} has {limit} positions."
                 )
+
+    def _check_places(self, sites: Sequence[Site]) -> None:
+        of_self_attention = [site for site in sites if site.kind != "cross"]
+        stuck = {s.kind for s in of_self_attention if not self._stacks[stack_path(self.model, s)].positions.can_shift}
+        if stuck:
+            stacks = " and ".join(kind for kind in KINDS if kind in stuck)
+            left = tuple(kind for kind in KINDS if kind not in stuck and any(site.kind == kind for site in sites))
+            instead = f"give PrefixConfig sites={left!r}" if left else "no prefix can stand there"
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} counts the positions of its {stacks} in a way that a prefix cannot move; "
+                f"{instead}."
+            )
 
     def check_reads(self, num_virtual_tokens: int) -> None:
         """Refuse a text longer than any stack can read: it runs through them all, even for cross-attention alone."""

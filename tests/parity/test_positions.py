@@ -17,7 +17,8 @@ from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextModel
 import antefix
 from antefix.initialize import random_prefix, token_prefix
 from tests.parity.compare import assert_close, assert_far, logits
-from tests.parity.families import FAMILIES, SMALL, VOCAB_SIZE, draw_ids
+from tests.parity.families import FAMILIES, SMALL, VOCAB_SIZE, Family, draw_ids
+from tests.parity.reference import register_reference
 
 PADDING = 1
 TEXT, ROWS = draw_ids(1, 9, seed=7), draw_ids(2, 8, seed=3)
@@ -110,6 +111,72 @@ def test_bare_rows_of_embeddings_stand_where_the_base_puts_them(build: Callable[
         mixed = logits(model, inputs_embeds=embeds, attention_mask=mask)[:, 3:]
     assert_close(mixed[0], whole[0])
     assert_close(mixed[1], bare[1])
+
+
+_SMALL_SEQ2SEQ = {
+    "vocab_size": VOCAB_SIZE, "pad_token_id": PADDING, "decoder_start_token_id": 2, "d_model": 32,
+    "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 12,
+}  # fmt: skip
+# Their tables of sinusoids have 12 rows, so they must grow; UMT5 has a bias by distance in each layer.
+COUNTING = [
+    Family("M2M100", "encoder-decoder", "M2M100Config", _SMALL_SEQ2SEQ, "AutoModelForSeq2SeqLM"),
+    Family("SeamlessM4T", "encoder-decoder", "SeamlessM4TConfig", _SMALL_SEQ2SEQ | {
+        "hidden_size": 32, "speech_encoder_layers": 1, "speech_encoder_attention_heads": 4,
+        "speech_encoder_intermediate_size": 48, "t2u_vocab_size": VOCAB_SIZE}, "SeamlessM4TForTextToText"),
+    Family("UMT5", "encoder-decoder", "UMT5Config", {
+        "vocab_size": VOCAB_SIZE, "pad_token_id": PADDING, "decoder_start_token_id": 2, "d_model": 32, "d_kv": 8,
+        "d_ff": 48, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12}, "AutoModelForSeq2SeqLM"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", COUNTING, ids=lambda family: family.name)
+def test_encoder_decoders_that_count_in_a_way_of_their_own(family: Family) -> None:
+    model, reader = family.build(), family.build()
+    reader.set_attn_implementation(register_reference(TEXT.shape[1]))
+    inputs = {"input_ids": ROWS, "decoder_input_ids": draw_ids(2, 5, seed=4)}
+    text = TEXT.expand(len(ROWS), -1)
+    in_context = {name: torch.cat([text, ids], 1) for name, ids in inputs.items()}
+    in_context["attention_mask"] = torch.ones_like(in_context["input_ids"])  # without one, some make none to change
+    read = logits(reader, **in_context, use_cache=False)[:, TEXT.shape[1] :]
+    bare = logits(model, **inputs)
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        assert_close(logits(model, **inputs), read)
+        assert_close(logits(model, **padded(ROWS), decoder_input_ids=inputs["decoder_input_ids"]), read)
+    with bank.use(["text", None]):
+        mixed = logits(model, **inputs)
+    assert_close(mixed[0], read[0])
+    assert_close(mixed[1], bare[1])
+    assert_far(bare, read)
+
+
+@pytest.mark.parametrize("family", COUNTING, ids=lambda family: family.name)
+def test_they_write_as_they_do_without_a_cache(family: Family) -> None:
+    model = family.build()
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use(["text", None]):
+        cached, plain = (model.generate(ROWS, do_sample=False, max_new_tokens=6, use_cache=c) for c in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_positions_that_a_prefix_cannot_move_are_refused_before_training() -> None:
+    """One that computes sinusoids for all rows at once, in a decoder whose encoder attends in a way of its own."""
+    family = Family("PegasusX", "encoder-decoder", "PegasusXConfig", _SMALL_SEQ2SEQ, "AutoModelForSeq2SeqLM")
+    model = family.build()
+    bank = antefix.attach(model)
+    for source in (antefix.PrefixConfig(4, init="random"), random_prefix(bank.sites, 4)):
+        with pytest.raises(antefix.UnsupportedModelError, match=r"positions of its decoder .* sites=\('cross',\)"):
+            bank.add("p", source)
+    assert bank.names == []
+    bank.add("p", antefix.PrefixConfig(4, init="random", sites=("cross",)))
+    inputs = {"input_ids": ROWS, "decoder_input_ids": ROWS[:, :3]}
+    with bank.use(None):
+        bare = logits(model, **inputs)
+    assert_far(logits(model, **inputs), bare)
 
 
 @pytest.mark.parametrize("selection", ["text", ["text", None]])

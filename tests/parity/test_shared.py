@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import antefix
 from antefix.attention import shared
 from antefix.attention.choice import obstacle_to_sharing, share
+from antefix.attention.concat import attended
 from antefix.attention.shared import shared_attention
 from tests.parity.compare import assert_close, logits, with_prefix
 from tests.parity.families import FAMILIES, draw_ids
@@ -187,6 +188,20 @@ def test_a_query_that_sees_no_key_of_its_own_sees_the_prefix(hide: str) -> None:
     expected = by_hand(query, key, value, prefixes, [0, 1, 0], added, False)
     actual = share(torch.nn.Module(), query, key, value, mask, prefixes, [0, 1, 0], scaling=SCALE)
     torch.testing.assert_close(actual.transpose(1, 2), expected, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_mask_of_one_column_holds_for_every_key(batch: int) -> None:
+    tensors, prefixes = draw_case(queries=1)
+    mask = torch.zeros(batch, 1, 1, 1, dtype=torch.float64)
+    mask[0] = -3.0
+    rows = [0, 1, -1]
+    query, key, value = tensors
+    whole = share(torch.nn.Module(), query, key, value, mask.expand(-1, -1, -1, 5), prefixes, rows, scaling=SCALE)
+    actual = share(torch.nn.Module(), query, key, value, mask, prefixes, rows, scaling=SCALE)
+    torch.testing.assert_close(actual, whole, atol=1e-13, rtol=0)
+    joined = attended(mask, query, key, key[:, :, :2], None, False, True)
+    assert torch.equal(joined, torch.nn.functional.pad(mask.expand(-1, -1, -1, 5), (2, 0)))
 
 
 def test_hundreds_of_prefixes() -> None:

@@ -9,12 +9,21 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BigBirdPegasusConfig,
+    BigBirdPegasusForCausalLM,
+    BigBirdPegasusForConditionalGeneration,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    LayoutLMConfig,
+    LayoutLMModel,
     PreTrainedModel,
     StableLmConfig,
     StableLmForCausalLM,
@@ -46,6 +55,71 @@ def test_encoder_decoder_has_three_kinds() -> None:
         ("encoder", 1, 4, 8),
         *[(kind, layer, 2, 16) for layer in range(3) for kind in ("decoder", "cross")],
     ]
+
+
+SEQ2SEQ = {
+    "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "decoder_start_token_id": 2, "d_model": 32, "encoder_layers": 1,
+    "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_an_encoder_decoder_is_told_by_place_and_not_by_what_its_attention_says() -> None:
+    model = build_model("bart")
+    expected = antefix.discover_sites(model)
+    for part, says in ((model.get_encoder(), True), (model.get_decoder(), False)):
+        for module in part.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = module.is_decoder = says
+    assert antefix.discover_sites(model) == expected
+
+
+def test_an_encoder_that_no_prefix_reaches_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = BigBirdPegasusConfig(**SEQ2SEQ, attention_type="original_full")
+    bank = antefix.attach(BigBirdPegasusForConditionalGeneration(config).eval())
+    assert {site.kind for site in bank.sites} == {"decoder", "cross"}
+    assert "of the encoder of BigBirdPegasusForConditionalGeneration can be reached" in caplog.messages[0]
+    with pytest.raises(antefix.ConfigError, match="no attention of this model is encoder"):
+        bank.add("p", antefix.PrefixConfig(4, init="random", sites=("encoder",)))
+
+
+def test_the_encoder_of_a_decoder_that_is_both() -> None:
+    """A model of images and text calls its whole encoder-decoder of text its decoder."""
+    vision = TINY | {"intermediate_size": 48, "image_size": 8, "patch_size": 4}
+    text = {
+        "model_type": "t5", "vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1,
+        "num_heads": 4, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    config = Blip2Config(
+        vision_config=vision, qformer_config=TINY | {"intermediate_size": 48, "encoder_hidden_size": 32},
+        text_config=text, num_query_tokens=2, image_token_index=VOCAB_SIZE - 1,
+    )  # fmt: skip
+    model = Blip2ForConditionalGeneration(config).eval()
+    assert model.get_decoder() is model.language_model
+    sites = antefix.discover_sites(
+        model,
+        {
+            "pixel_values": torch.zeros(1, 3, 8, 8),
+            "input_ids": torch.cat([torch.full((1, 2), VOCAB_SIZE - 1), draw_ids(1, 3).clamp(max=60)], 1),
+            "decoder_input_ids": draw_ids(1, 3),
+        },
+    )
+    kinds = {site.path.split(".layer")[0].split(".block")[0]: site.kind for site in sites if site.kind != "cross"}
+    assert kinds["vision_model.encoder"] == kinds["language_model.encoder"] == "encoder"
+    assert kinds["language_model.decoder"] == "decoder"
+
+
+def test_attention_that_says_nothing_of_later_keys_is_a_decoders_if_it_takes_a_cache() -> None:
+    encoder = LayoutLMModel(LayoutLMConfig(**TINY, intermediate_size=48)).eval()
+    decoder = DogeForCausalLM(DogeConfig(**TINY, intermediate_size=48, pad_token_id=0)).eval()
+    for model, kind in ((encoder, "encoder"), (decoder, "decoder")):
+        assert not any(hasattr(module, "is_causal") for module in model.modules())
+        assert {site.kind for site in antefix.discover_sites(model)} == {kind}
+
+
+def test_a_decoder_alone_whose_attention_says_that_it_is_one() -> None:
+    model = BigBirdPegasusForCausalLM(BigBirdPegasusConfig(**SEQ2SEQ)).eval()
+    assert {site.kind for site in antefix.discover_sites(model)} == {"decoder"}
 
 
 def test_heads_times_dim_need_not_be_the_hidden_size() -> None:

@@ -94,13 +94,15 @@ def _concatenate(
         hides_later = not additive and is_causal(module, kwargs)
         mask = attended(attention_mask, query, key, prefix_key, real, hides_later, additive)
     if kwargs.get("position_bias") is not None:
-        kwargs["position_bias"] = _prepend_bias(forward, site, kwargs["position_bias"], prefix_key.shape[2])
+        kwargs["position_bias"] = _prepend_bias(forward, site, module, kwargs["position_bias"], prefix_key.shape[2])
     joined_key = torch.cat([prefix_key, key], dim=2)
     joined_value = torch.cat([prefix_value, value], dim=2)
     return base(module, query, joined_key, joined_value, mask, *args, **kwargs)
 
 
-def _prepend_bias(forward: ForwardPrefixes, site: Site, bias: Tensor, num_virtual_tokens: int) -> Tensor:
+def _prepend_bias(
+    forward: ForwardPrefixes, site: Site, module: nn.Module, bias: Tensor, num_virtual_tokens: int
+) -> Tensor:
     """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
     positions = forward.relative_positions
     if positions is None and site.kind != "cross":
@@ -111,6 +113,6 @@ def _prepend_bias(forward: ForwardPrefixes, site: Site, bias: Tensor, num_virtua
     if positions is None or site.kind == "cross":
         front = bias.new_zeros(*bias.shape[:3], num_virtual_tokens)
     else:
-        front = positions.bias(num_virtual_tokens).to(bias.dtype)
+        front = positions.bias(num_virtual_tokens, module).to(bias.dtype)
     batch = max(front.shape[0], bias.shape[0])
     return torch.cat([front.expand(batch, -1, -1, -1), bias.expand(batch, -1, -1, -1)], dim=-1)

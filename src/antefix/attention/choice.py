@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active as is_transformed  # as autograd.Function itself asks, in 50 ns
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from antefix.attention.check import HeadShape, is_trusted
+from antefix.attention.concat import over_every_key
 from antefix.attention.decoding import can_decode, decode
 from antefix.attention.kernels import added, obstacle_to_kernels
 from antefix.attention.shared import shared_attention
@@ -33,6 +35,7 @@ def obstacle_to_sharing(
         (arguments.get("position_bias") is not None, "the model adds a bias by distance"),
         (bool(arguments.get("dropout")), "the model drops attention weights"),
         (isinstance(mask, Tensor) and mask.requires_grad, "the mask is learned"),
+        (is_transformed(), "torch.func transforms the model"),
         (not same_dtype, "queries, keys and values are of different dtypes"),
         (query.shape[0] != key.shape[0], "queries and keys are of different batches"),
         (not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, "the numbers of a head lie apart in memory"),
@@ -63,7 +66,7 @@ def share(
         key, value = key[:, :, :queries], value[:, :, :queries]
     scale = arguments.get("scaling")
     if mask is not None:
-        mask = added(mask, query).expand(len(query), -1, queries, -1)
+        mask = over_every_key(added(mask, query), key).expand(len(query), -1, queries, -1)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if _is_decoded(query, key, value, mask, prefixes):
         output = decode(query, key, value, prefixes, rows, mask, scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -115,19 +115,17 @@ class RelativePositions:
 
     queries: Int[Tensor, "batch query"]
     attention: nn.Module
-    """The attention module that holds the bias of its stack, with T5's `_relative_position_bucket`."""
+    """The first attention module of its stack that holds a bias, which those without one go by, as in T5."""
+    bucket: Callable[[Tensor], Tensor]
+    """What turns distances into rows of a bias."""
 
-    def bias(self, num_virtual_tokens: int) -> Float[Tensor, "batch head query token"]:
-        """Return the bias of the queries towards prefix tokens, which stand at -num_virtual_tokens to -1."""
+    def bias(self, num_virtual_tokens: int, module: nn.Module) -> Float[Tensor, "batch head query token"]:
+        """Return a module's bias of the queries towards prefix tokens, which stand at -num_virtual_tokens to -1."""
         tokens = torch.arange(-num_virtual_tokens, 0, device=self.queries.device)
-        attention = self.attention
-        buckets = attention._relative_position_bucket(  # type: ignore[operator]
-            tokens - self.queries[..., None],
-            bidirectional=not attention.is_decoder,
-            num_buckets=attention.relative_attention_num_buckets,
-            max_distance=attention.relative_attention_max_distance,
+        attention = module if hasattr(module, "relative_attention_bias") else self.attention
+        bias: Tensor = attention.relative_attention_bias(  # type: ignore[operator]
+            self.bucket(tokens - self.queries[..., None])
         )
-        bias: Tensor = attention.relative_attention_bias(buckets)  # type: ignore[operator]
         return bias.movedim(-1, 1)
 
 
