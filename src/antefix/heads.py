@@ -73,9 +73,9 @@ class Heads:
             for parameter, tensor in module.state_dict().items()
         }
 
-    def modules(self, name: str) -> list[nn.Module]:
-        """Return the modules of a prefix."""
-        return list(self._copies.get(name, {}).values())
+    def modules(self, name: str) -> dict[str, nn.Module]:
+        """Return the modules of a prefix, by the path of the base's own."""
+        return dict(self._copies.get(name, {}))
 
     def remove(self, name: str) -> list[nn.Module]:
         """Drop the modules of a prefix and return them."""

@@ -42,10 +42,10 @@ def base() -> PreTrainedModel:
     return model
 
 
-def attached() -> antefix.PrefixBank:
+def attached(**settings: Any) -> antefix.PrefixBank:
     bank = antefix.attach(base())
     torch.manual_seed(0)
-    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    bank.add("p", antefix.PrefixConfig(5, init="random", **settings))
     return bank
 
 
@@ -110,6 +110,17 @@ def dpo(bank: antefix.PrefixBank, folder: Path, **given: Any) -> PrefixDPOTraine
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def test_a_trained_output_layer_that_the_loss_would_leave_out_is_refused(tmp_path: Path) -> None:
+    """TRL computes log-probabilities from the weight of the base's own; modules elsewhere train there, too."""
+    bank = attached(trainable_modules=["lm_head"])
+    with pytest.raises(antefix.ConfigError, match=r"without calling the 'lm_head' .* leave it out of trainable_module"):
+        dpo(bank, tmp_path).train()
+    bank = attached(trainable_modules=["model.norm"])
+    before = bank.prefix("p").modules
+    dpo(bank, tmp_path).train()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in bank.prefix("p").modules.items())
 
 
 def live_bytes() -> int:

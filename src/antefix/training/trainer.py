@@ -17,10 +17,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.import_utils import is_peft_available
 
 from antefix.bank import PrefixBank
-from antefix.encoder import PrefixSource
 from antefix.errors import ConfigError, DivergedError, PrefixFormatError
 from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
+from antefix.training.bypass import calling_output_heads
 from antefix.training.card import Subject, model_card
 from antefix.training.checkpoint import Trained
 from antefix.training.reference import BareBase
@@ -47,6 +47,7 @@ class PrefixTrainer(Trainer):
         self.bank = bank
         self.prefix_name = name
         self.head_learning_rate = head_learning_rate
+        self._calls_heads = False
         self._train_only_this()
         self._subject = Subject.of(bank.prefix(name))
         trainer_arguments.setdefault("model", bank.outer_model)
@@ -61,8 +62,8 @@ class PrefixTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.head_learning_rate is not None:
-            modules = self.bank.modules(self.prefix_name)
-            head = [p for part in modules if not isinstance(part, PrefixSource) for p in part.parameters()]
+            heads = self.bank.heads(self.prefix_name).values()
+            head = [p for module in heads for p in module.parameters()]
             _set_apart(optimizer, head, self.head_learning_rate)
         return optimizer
 
@@ -71,6 +72,15 @@ class PrefixTrainer(Trainer):
         self._train_only_this()  # again: another trainer of this bank, or LoRA layers that TRL put in, froze it
         with self.bank.use(self.prefix_name):
             return super().train(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the trainer does; raises `ConfigError` for one that leaves out a trained output layer."""
+        if self._calls_heads:
+            return super().compute_loss(*args, **kwargs)
+        with calling_output_heads(self.bank.model, self.bank.heads(self.prefix_name)):
+            loss = super().compute_loss(*args, **kwargs)
+        self._calls_heads = True  # what was compiled meanwhile keeps the hooks that watched it
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer.evaluate` does, with this trainer's prefix in use."""
