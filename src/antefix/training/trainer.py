@@ -51,10 +51,12 @@ class PrefixTrainer(Trainer):
         self._train_only_this()
         self._subject = Subject.of(bank.prefix(name))
         trainer_arguments.setdefault("model", bank.outer_model)
-        if "ref_model" in inspect.signature(super().__init__).parameters:
-            trainer_arguments.setdefault("ref_model", BareBase(bank))
+        if self._takes_reference and trainer_arguments.get("ref_model") is None:
+            trainer_arguments["ref_model"] = BareBase(bank)
         with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
+        if self._would_compare_with_prefix:
+            self.ref_model = BareBase(bank)
         self._check()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -143,6 +145,16 @@ class PrefixTrainer(Trainer):
     def _trained(self) -> Trained:
         return Trained(self._whole_model, self.bank.modules(self.prefix_name), self._subject.as_dict())
 
+    @property
+    def _takes_reference(self) -> bool:
+        return "ref_model" in inspect.signature(super().__init__).parameters
+
+    @property
+    def _would_compare_with_prefix(self) -> bool:
+        """Whether the reference would be this model with PEFT's adapters off, which leaves the prefix on."""
+        is_reference_wanted = bool(getattr(self.args, "beta", 0.0))
+        return is_reference_wanted and _is_peft_model(self._whole_model) and getattr(self, "ref_model", self) is None
+
     def _train_only_this(self) -> None:
         for name in self.bank.names:
             if self.bank.modules(name):
@@ -169,9 +181,10 @@ class PrefixTrainer(Trainer):
         if not isinstance(getattr(self, "ref_model", None), BareBase):
             return
         if others:
+            way_out = "pass a ref_model to compare with" if self._takes_reference else "set beta to 0 to have none"
             raise ConfigError(
                 f"'{others[0]}' is trained beside the prefix, so the model without the prefix does not stay as it is; "
-                "pass a ref_model to compare with."
+                f"{way_out}."
             )
         if getattr(self.args, "sync_ref_model", False):
             raise ConfigError("sync_ref_model needs a reference with weights of its own; pass a ref_model.")
