@@ -227,8 +227,7 @@ def test_rewards_are_measured_against_the_bare_base(precompute: bool, tmp_path: 
 
 
 def test_there_is_no_reference_where_more_than_the_prefix_trains(tmp_path: Path) -> None:
-    bank = attached()
-    bank.model.get_output_embeddings().weight.requires_grad_(True)
+    bank = attached(adapted(), freeze_base=False)
     with pytest.raises(antefix.ConfigError, match=r"is trained beside the prefix.*pass a ref_model"):
         dpo(bank, tmp_path)
     assert dpo(bank, tmp_path, ref_model=base()).ref_model is not None

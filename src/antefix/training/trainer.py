@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +22,14 @@ from antefix.storage import save_prefix, write_atomically
 from antefix.training.bypass import calling_output_heads
 from antefix.training.card import Subject, model_card
 from antefix.training.checkpoint import Trained
+from antefix.training.quantized import in_their_dtypes, trainable_although_quantized
 from antefix.training.reference import BareBase
 
 FILE_NAME = "prefix.safetensors"
 
 
 class PrefixTrainer(Trainer):
-    """Train one prefix of a bank, and with it whatever else of the model is trainable but the bank's other prefixes.
+    """Train one prefix of a bank, and with it the adapters of a `PeftModel` that are trainable.
 
     `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
@@ -37,7 +37,8 @@ class PrefixTrainer(Trainer):
     without its prefix for the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
     classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those
     of the trainer, whose `model` is the bank's. Raises `ConfigError` for a prefix that cannot train, for a model that
-    is not the bank's, and where no reference is given and the base is none, because it is trained itself.
+    is not the bank's, where something is trained that would not be saved, and where no reference is given and the base
+    is none, because it is trained itself.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class PrefixTrainer(Trainer):
         trainer_arguments.setdefault("model", bank.outer_model)
         if self._takes_reference and trainer_arguments.get("ref_model") is None:
             trainer_arguments["ref_model"] = BareBase(bank)
-        with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
+        with trainable_although_quantized(trainer_arguments["model"]), in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
         if self._would_compare_with_prefix:
             self.ref_model = BareBase(bank)
@@ -173,11 +174,11 @@ class PrefixTrainer(Trainer):
             )
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
-        if others and not _is_peft_model(model) and hasattr(self.bank.model, "peft_config"):
-            raise ConfigError(
-                f"'{others[0]}' is trained beside the prefix, but its adapter could not be saved; pass the PeftModel "
-                "as model."
-            )
+        if others and not _is_peft_model(model):
+            way_out = "freeze it, or name its module in trainable_modules, whose trained copy is saved with the prefix"
+            if hasattr(self.bank.model, "peft_config"):
+                way_out = "if it is of an adapter, pass the PeftModel as model"
+            raise ConfigError(f"'{others[0]}' is trained beside the prefix, but would not be saved; {way_out}.")
         if not isinstance(getattr(self, "ref_model", None), BareBase):
             return
         if others:
@@ -243,30 +244,6 @@ def _gathered(model: nn.Module) -> dict[str, Tensor]:
 
 def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
     return [value] if isinstance(value, str) else value or ()
-
-
-@contextmanager
-def _in_their_dtypes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Keep parameters in the precision they have: TRL casts whatever is trainable on a quantised base."""
-    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
-    yield
-    for parameter, data in kept:
-        if parameter.dtype != data.dtype:
-            parameter.data = data.to(parameter.device)
-
-
-@contextmanager
-def _trainable_although_quantized(model: Any) -> Iterator[None]:
-    """Let Trainer take a quantised base: it asks whether adapters of PEFT are there to be trained, and a prefix is."""
-    loaded = getattr(model, "_hf_peft_config_loaded", None)
-    if loaded is None or not getattr(model, "is_quantized", False):
-        yield
-        return
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = loaded
 
 
 def _set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
