@@ -101,7 +101,7 @@ class Heads:
             )
         if self._holds_attention(paths[0]):
             raise ConfigError(f"the trainable module '{paths[0]}' holds attention; name a head.")
-        module = self.model.get_submodule(paths[0])
+        module = _computing(self.model.get_submodule(paths[0]))
         if not _has_parameters(module):
             raise ConfigError(f"the trainable module '{paths[0]}' has no parameters to train; name a head that has.")
         if odd := [name for name, held in module.state_dict().items() if not _is_float(held)]:
@@ -119,7 +119,7 @@ class Heads:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
         module = self.model.get_submodule(path)
         self._dispatch(path, module)
-        copied = copy.deepcopy(module)  # while other threads go on to compute with it
+        copied = copy.deepcopy(_computing(module))  # while other threads go on to compute with it
         for part in copied.modules():
             if self._dispatches(part):
                 del cast(Any, part).forward
@@ -165,7 +165,8 @@ class Heads:
         modules = self._base()
         if path not in modules or self._holds_attention(path) or not _has_parameters(modules[path]):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
-        expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
+        base = _computing(modules[path])
+        expected = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != expected:
             raise PrefixMismatchError(
@@ -175,7 +176,7 @@ class Heads:
             module = self._copy(path).requires_grad_(False)
             module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
         module.register_forward_pre_hook(_follow_inputs, with_kwargs=True)
-        module.register_forward_pre_hook(_following_mode(modules[path], module))
+        module.register_forward_pre_hook(_following_mode(base, module))
         return module
 
     def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
@@ -245,6 +246,16 @@ def _following_mode(base: nn.Module, copied: nn.Module) -> Callable[..., None]:
                 own.training = part.training
 
     return follow
+
+
+def _computing(module: nn.Module) -> nn.Module:
+    """Return the module that computes: of a head that PEFT wraps to train copies beside it, the copy in use."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return module
+    wrapper = cast(Any, module)
+    in_use = [] if wrapper.disable_adapters else [copies[name] for name in wrapper.active_adapters if name in copies]
+    return next(iter(in_use), wrapper.original_module)
 
 
 def _has_parameters(module: nn.Module) -> bool:
