@@ -180,6 +180,12 @@ def test_a_model_that_is_not_the_banks_is_refused(tmp_path: Path) -> None:
         PrefixTrainer(bank, "p", model=build_model("llama"), args=arguments(tmp_path), train_dataset=EXAMPLES)
 
 
+def test_a_model_made_anew_is_refused(tmp_path: Path) -> None:
+    bank = trainer(tmp_path).bank
+    with pytest.raises(antefix.ConfigError, match=r"model_init makes a model anew.*leave it out"):
+        PrefixTrainer(bank, "p", model_init=lambda: build_model("llama"), args=arguments(tmp_path))
+
+
 def test_what_would_be_trained_but_not_saved_is_refused(tmp_path: Path) -> None:
     """A trained copy of the same module is saved, and so is the whole model by a plain Trainer."""
     bank = antefix.attach(build_model("llama"))

@@ -44,6 +44,8 @@ class PrefixTrainer(Trainer):
     def __init__(
         self, bank: PrefixBank, name: str, head_learning_rate: float | None = None, **trainer_arguments: Any
     ) -> None:
+        if trainer_arguments.get("model_init") is not None:
+            raise ConfigError("model_init makes a model anew, but a prefix trains on that of its bank; leave it out.")
         bank.activate(name)
         self.bank = bank
         self.prefix_name = name
@@ -167,6 +169,11 @@ class PrefixTrainer(Trainer):
         model = self._whole_model
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
+        if getattr(self.args, "use_transformers_continuous_batching", False):
+            raise ConfigError(
+                "use_transformers_continuous_batching generates in a thread of its own, which no prefix reaches; leave "
+                "it out, and completions are generated with the prefix."
+            )
         if self.is_deepspeed_enabled and self.args.load_best_model_at_end:
             raise ConfigError(
                 "load_best_model_at_end does not work under DeepSpeed, which keeps parameters apart; bank.load the "
