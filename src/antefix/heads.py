@@ -7,8 +7,10 @@ while a prefix is in use, its copy computes instead, for the rows that use it.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import threading
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -129,14 +131,15 @@ class Heads:
         """Let the copies of the prefixes in use compute in place of this module."""
         if self._dispatches(module):
             return
-        own, original = vars(module).get("forward"), module.forward
+        own = vars(module).get("forward")
         layers = self._checkpointed_around(module)
 
-        # Functions, not methods: a deep copy of a module that they lie in leaves them, and all heads, as they are.
+        # Functions, not methods of heads: a deep copy of a module that they lie in leaves all heads as they are.
         def remember(layer: nn.Module, args: Any) -> None:
             self._in_use.enter_checkpoints([layer])
 
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
+        def dispatch(computing: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            original = own or functools.partial(type(computing).forward, computing)
             return self._compute(path, original, args, kwargs)
 
         hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
@@ -150,7 +153,7 @@ class Heads:
             self._in_use.leave_checkpoints(layers)
 
         self._undo[dispatch] = undo
-        module.forward = dispatch
+        module.forward = types.MethodType(dispatch, module)  # of a deep copy, as PEFT trains, with its own parameters
 
     def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
         """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
@@ -159,7 +162,7 @@ class Heads:
         return [outer for outer in checkpointed if any(part is module for part in outer.modules())]
 
     def _dispatches(self, module: nn.Module) -> bool:
-        return vars(module).get("forward") in self._undo
+        return getattr(vars(module).get("forward"), "__func__", None) in self._undo
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = self._base()

@@ -222,6 +222,23 @@ def test_a_head_of_pefts_and_that_of_a_prefix(tmp_path: Path) -> None:
         assert (logits(loaded) - trained).abs().max() > 1e-3
 
 
+def test_pefts_copy_of_a_head_computes_also_where_the_prefix_came_first() -> None:
+    model = classifier().eval()
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random", trainable_modules=["score"]))
+    before = logits(model)
+    adapted_model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2))
+    copied = model.score.modules_to_save["default"]
+    with bank.use(None):
+        bare = logits(adapted_model)
+        adapted_model(input_ids=IDS, labels=torch.tensor([0, 1, 2])).loss.backward()
+        assert copied.weight.grad.abs().max() > 0
+        with torch.no_grad():
+            copied.weight.mul_(2.0)
+        assert torch.equal(logits(adapted_model), 2.0 * bare)
+    assert torch.equal(logits(adapted_model), before)  # behind the prefix, its own head computes
+
+
 def test_an_adapter_that_could_not_be_saved_is_refused(tmp_path: Path) -> None:
     model, bank = prefix_first()
     with pytest.raises(antefix.ConfigError, match="pass the PeftModel as model"):
