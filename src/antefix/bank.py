@@ -159,7 +159,12 @@ class PrefixBank:
         """Return the modules that make a prefix and those trained beside it; none for one that is data."""
         held = self._get(name)
         sources = [] if isinstance(held, Prefix) else [source for source in held if isinstance(source, nn.Module)]
-        return [*sources, *self._heads.modules(name)] if sources else []
+        return [*sources, *self._heads.modules(name).values()] if sources else []
+
+    def heads(self, name: str) -> dict[str, nn.Module]:
+        """Return the modules that a prefix brings in place of the base's, by the path of these."""
+        self._get(name)
+        return self._heads.modules(name)
 
     def load(self, path: str | os.PathLike[str], name: str) -> None:
         """Add the prefix of a file, or of a folder that PEFT saved, frozen and ready to use."""

@@ -39,12 +39,13 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     AttentionInterface.register(full_name, function)
     if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(full_name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    original = module.config
+    original: Any = module.config
     own = copy.copy(original)
     # The property's setter would change the sub-configs too, and the copy shares those with the base.
     own.__dict__["_attn_implementation_internal"] = full_name
     # Looked up once and kept here, because torch.compile warns of a cached function.
     own.__dict__.update(attributes, antefix_base=original, antefix_interfaces=_interfaces(type(module)))
+    own.__dict__["to_dict"] = original.to_dict  # what it is written as, and printed, has none of these
     module.config = own
 
     def undo() -> None:

@@ -6,7 +6,8 @@ and a two-layer network that makes them and is thrown away after training (`mlp`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -72,15 +73,16 @@ class PrefixEncoder(nn.Module):
         start = None if initial is None else flatten(initial, self.sites)
         if config.reparameterization == "mlp":
             narrow = self.sites[0].num_key_value_heads * self.sites[0].key_dim
-            self.embedding = nn.Embedding(self.num_virtual_tokens, narrow)
-            last = nn.Linear(config.encoder_hidden_size, self.width)
+            self.embedding = nn.Embedding(self.num_virtual_tokens, narrow, dtype=torch.float32)
+            first = nn.Linear(narrow, config.encoder_hidden_size, dtype=torch.float32)
+            last = nn.Linear(config.encoder_hidden_size, self.width, dtype=torch.float32)
             if start is not None:
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
-            self.transform: nn.Module = nn.Sequential(nn.Linear(narrow, config.encoder_hidden_size), nn.Tanh(), last)
+            self.transform: nn.Module = nn.Sequential(first, nn.Tanh(), last)
             self.register_buffer("start", start)
         else:
-            self.embedding = nn.Embedding(self.num_virtual_tokens, self.width, _weight=start)
+            self.embedding = nn.Embedding(self.num_virtual_tokens, self.width, _weight=start, dtype=torch.float32)
             self.transform = nn.Identity()
             # A copy, because the optimiser changes the embedding in place.
             self.register_buffer("start", start.clone() if start is not None and self.num_frozen_tokens else None)
@@ -124,7 +126,7 @@ def prefix_of(
     modules: Mapping[str, torch.Tensor],
 ) -> Prefix:
     """Return what sources make now, at those of the sites that they have, as data of its own, on the CPU."""
-    with torch.no_grad():
+    with torch.no_grad(), _without_autocast():
         made = {path: pair for source in sources for path, pair in _made(source).items()}
     pairs = {
         path: [t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in pair]
@@ -137,6 +139,16 @@ def prefix_of(
         metadata=metadata,
         modules={name: tensor.cpu().clone() for name, tensor in modules.items()},
     )
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Compute in the dtype of the parameters, also where training computes in another."""
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for device in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _made(source: PrefixSource) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -7,8 +7,10 @@ while a prefix is in use, its copy computes instead, for the rows that use it.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import threading
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -73,9 +75,9 @@ class Heads:
             for parameter, tensor in module.state_dict().items()
         }
 
-    def modules(self, name: str) -> list[nn.Module]:
-        """Return the modules of a prefix."""
-        return list(self._copies.get(name, {}).values())
+    def modules(self, name: str) -> dict[str, nn.Module]:
+        """Return the modules of a prefix, by the path of the base's own."""
+        return dict(self._copies.get(name, {}))
 
     def remove(self, name: str) -> list[nn.Module]:
         """Drop the modules of a prefix and return them."""
@@ -101,7 +103,7 @@ class Heads:
             )
         if self._holds_attention(paths[0]):
             raise ConfigError(f"the trainable module '{paths[0]}' holds attention; name a head.")
-        module = self.model.get_submodule(paths[0])
+        module = _computing(self.model.get_submodule(paths[0]))
         if not _has_parameters(module):
             raise ConfigError(f"the trainable module '{paths[0]}' has no parameters to train; name a head that has.")
         if odd := [name for name, held in module.state_dict().items() if not _is_float(held)]:
@@ -119,7 +121,7 @@ class Heads:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
         module = self.model.get_submodule(path)
         self._dispatch(path, module)
-        copied = copy.deepcopy(module)  # while other threads go on to compute with it
+        copied = copy.deepcopy(_computing(module))  # while other threads go on to compute with it
         for part in copied.modules():
             if self._dispatches(part):
                 del cast(Any, part).forward
@@ -129,14 +131,15 @@ class Heads:
         """Let the copies of the prefixes in use compute in place of this module."""
         if self._dispatches(module):
             return
-        own, original = vars(module).get("forward"), module.forward
+        own = vars(module).get("forward")
         layers = self._checkpointed_around(module)
 
-        # Functions, not methods: a deep copy of a module that they lie in leaves them, and all heads, as they are.
+        # Functions, not methods of heads: a deep copy of a module that they lie in leaves all heads as they are.
         def remember(layer: nn.Module, args: Any) -> None:
             self._in_use.enter_checkpoints([layer])
 
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
+        def dispatch(computing: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            original = own or functools.partial(type(computing).forward, computing)
             return self._compute(path, original, args, kwargs)
 
         hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
@@ -150,7 +153,7 @@ class Heads:
             self._in_use.leave_checkpoints(layers)
 
         self._undo[dispatch] = undo
-        module.forward = dispatch
+        module.forward = types.MethodType(dispatch, module)  # of a deep copy, as PEFT trains, with its own parameters
 
     def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
         """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
@@ -159,13 +162,14 @@ class Heads:
         return [outer for outer in checkpointed if any(part is module for part in outer.modules())]
 
     def _dispatches(self, module: nn.Module) -> bool:
-        return vars(module).get("forward") in self._undo
+        return getattr(vars(module).get("forward"), "__func__", None) in self._undo
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = self._base()
         if path not in modules or self._holds_attention(path) or not _has_parameters(modules[path]):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
-        expected = {name: tuple(tensor.shape) for name, tensor in modules[path].state_dict().items()}
+        base = _computing(modules[path])
+        expected = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if given != expected:
             raise PrefixMismatchError(
@@ -175,7 +179,7 @@ class Heads:
             module = self._copy(path).requires_grad_(False)
             module.to(next(iter(tensors.values())).dtype).load_state_dict(dict(tensors))
         module.register_forward_pre_hook(_follow_inputs, with_kwargs=True)
-        module.register_forward_pre_hook(_following_mode(modules[path], module))
+        module.register_forward_pre_hook(_following_mode(base, module))
         return module
 
     def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
@@ -245,6 +249,16 @@ def _following_mode(base: nn.Module, copied: nn.Module) -> Callable[..., None]:
                 own.training = part.training
 
     return follow
+
+
+def _computing(module: nn.Module) -> nn.Module:
+    """Return the module that computes: of a head that PEFT wraps to train copies beside it, the copy in use."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return module
+    wrapper = cast(Any, module)
+    in_use = [] if wrapper.disable_adapters else [copies[name] for name in wrapper.active_adapters if name in copies]
+    return next(iter(in_use), wrapper.original_module)
 
 
 def _has_parameters(module: nn.Module) -> bool:

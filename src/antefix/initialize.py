@@ -104,6 +104,8 @@ def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"]
 def _filled(sites: Sequence[Site], tokens: int, fill: Callable[..., torch.Tensor]) -> Prefix:
     return Prefix(
         sites=tuple(sites),
-        keys={site.path: fill(site.num_key_value_heads, tokens, site.key_dim) for site in sites},
-        values={site.path: fill(site.num_key_value_heads, tokens, site.value_dim) for site in sites},
+        keys={site.path: fill(site.num_key_value_heads, tokens, site.key_dim, dtype=torch.float32) for site in sites},
+        values={
+            site.path: fill(site.num_key_value_heads, tokens, site.value_dim, dtype=torch.float32) for site in sites
+        },
     )

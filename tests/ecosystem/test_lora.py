@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, default_data_collator
+from transformers import (
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 import antefix
 from antefix.initialize import random_prefix
@@ -181,6 +188,55 @@ def test_the_adapter_of_a_bank_is_saved_without_asking(tmp_path: Path) -> None:
     loaded.load(tmp_path / "run" / "prefix.safetensors", "p")
     with loaded.use("p"):
         assert torch.equal(logits(again), logits(model.eval()))
+
+
+def classifier() -> PreTrainedModel:
+    torch.manual_seed(1)
+    return LlamaForSequenceClassification(LlamaConfig(**build_model("llama").config.to_dict() | {"num_labels": 3}))
+
+
+def test_a_head_of_pefts_and_that_of_a_prefix(tmp_path: Path) -> None:
+    """PEFT wraps the base's head to train a copy; the prefix trains one of its own, which fits the bare base, too."""
+    model = peft.get_peft_model(classifier(), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2))
+    with torch.no_grad():
+        model.base_model.model.score.modules_to_save["default"].weight.mul_(2.0)
+    alone = logits(model.eval())
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random", trainable_modules=["score"]))
+    assert torch.equal(bank.heads("p")["score"].weight, 2.0 * classifier().score.weight)  # it begins as PEFT's
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(input_ids=IDS, labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+    trained = logits(model)
+    with bank.use(None):
+        assert torch.equal(logits(model), alone)
+
+    bank.save("p", tmp_path / "p.safetensors")
+    assert set(antefix.load_prefix(tmp_path / "p.safetensors").modules) == {"score:weight"}
+    again = peft.get_peft_model(classifier(), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2))
+    for loaded in (classifier().eval(), again.eval()):  # whose LoRA layers add zeros
+        other = antefix.attach(loaded)
+        other.load(tmp_path / "p.safetensors", "p")
+        with other.use("p"):
+            torch.testing.assert_close(logits(loaded), trained, atol=1e-6, rtol=0)
+        assert (logits(loaded) - trained).abs().max() > 1e-3
+
+
+def test_pefts_copy_of_a_head_computes_also_where_the_prefix_came_first() -> None:
+    model = classifier().eval()
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(5, init="random", trainable_modules=["score"]))
+    before = logits(model)
+    adapted_model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2))
+    copied = model.score.modules_to_save["default"]
+    with bank.use(None):
+        bare = logits(adapted_model)
+        adapted_model(input_ids=IDS, labels=torch.tensor([0, 1, 2])).loss.backward()
+        assert copied.weight.grad.abs().max() > 0
+        with torch.no_grad():
+            copied.weight.mul_(2.0)
+        assert torch.equal(logits(adapted_model), 2.0 * bare)
+    assert torch.equal(logits(adapted_model), before)  # behind the prefix, its own head computes
 
 
 def test_an_adapter_that_could_not_be_saved_is_refused(tmp_path: Path) -> None:

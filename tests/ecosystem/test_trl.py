@@ -37,16 +37,30 @@ class PrefixDPOTrainer(PrefixTrainer, trl.DPOTrainer):
     """DPO that saves prefixes."""
 
 
+class PrefixGRPOTrainer(PrefixTrainer, trl.GRPOTrainer):
+    """GRPO that saves prefixes."""
+
+
+class PrefixRLOOTrainer(PrefixTrainer, trl.RLOOTrainer):
+    """RLOO that saves prefixes."""
+
+
 def base() -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     return model
 
 
-def attached() -> antefix.PrefixBank:
-    bank = antefix.attach(base())
+def attached(model: Any = None, freeze_base: bool = True, **settings: Any) -> antefix.PrefixBank:
+    bank = antefix.attach(model or base())
     torch.manual_seed(0)
-    bank.add("p", antefix.PrefixConfig(5, init="random"))
+    bank.add("p", antefix.PrefixConfig(5, init="random", **settings), freeze_base=freeze_base)
     return bank
+
+
+def adapted() -> Any:
+    """Return the base with LoRA layers that do nothing yet."""
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(base(), peft.LoraConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM"))
 
 
 def losses(trainer: Any) -> list[float]:
@@ -112,6 +126,60 @@ def dpo(bank: antefix.PrefixBank, folder: Path, **given: Any) -> PrefixDPOTraine
     return trainer
 
 
+def test_a_trained_output_layer_that_the_loss_would_leave_out_is_refused(tmp_path: Path) -> None:
+    """TRL computes log-probabilities from the weight of the base's own; modules elsewhere train there, too."""
+    bank = attached(trainable_modules=["lm_head"])
+    with pytest.raises(antefix.ConfigError, match=r"without calling the 'lm_head' .* leave it out of trainable_module"):
+        dpo(bank, tmp_path).train()
+    bank = attached(trainable_modules=["model.norm"])
+    before = bank.prefix("p").modules
+    dpo(bank, tmp_path).train()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in bank.prefix("p").modules.items())
+
+
+def by_reward(trainer_class: Any, config_class: Any, bank: antefix.PrefixBank, folder: Path, **settings: Any) -> Any:
+    """Return a trainer that rewards completions of many characters, and keeps near a reference."""
+    usual = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6, "learning_rate": 0.02}
+    trainer = trainer_class(
+        bank,
+        "p",
+        args=config_class(output_dir=str(folder), max_steps=2, **{**QUIET, **usual, "beta": 0.1, **settings}),
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in preferences()]),
+        processing_class=TOKENIZER,
+        reward_funcs=lambda completions, **_: [len(set(text)) / 20 for text in completions],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"),
+    [(PrefixGRPOTrainer, trl.GRPOConfig), (PrefixRLOOTrainer, trl.RLOOConfig)],
+    ids=["grpo", "rloo"],
+)
+def test_rewarded_training_keeps_near_the_bare_base(trainer_class: Any, config_class: Any, tmp_path: Path) -> None:
+    """Inside a PeftModel, too, whose reference would be the model without its adapters, but with the prefix."""
+    divergences = {}
+    for model in (base(), adapted()):
+        trainer = by_reward(trainer_class, config_class, attached(model), tmp_path)
+        torch.manual_seed(0)
+        trainer.train()
+        divergences[type(trainer.ref_model)] = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    copied, shared = divergences[type(base())], divergences[BareBase]  # the first is TRL's own, loaded a second time
+    assert copied[0] > 0.1
+    assert shared == pytest.approx(copied, abs=1e-4)  # LoRA layers that add zeros round otherwise
+
+    with pytest.raises(antefix.ConfigError, match=r"is trained beside the prefix.*set beta to 0"):
+        by_reward(trainer_class, config_class, attached(adapted(), freeze_base=False), tmp_path)
+    without = by_reward(trainer_class, config_class, attached(adapted(), freeze_base=False), tmp_path, beta=0.0)
+    assert without.ref_model is None
+
+
+def test_generating_in_another_thread_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(antefix.ConfigError, match=r"use_transformers_continuous_batching .* no prefix reaches"):
+        by_reward(PrefixGRPOTrainer, trl.GRPOConfig, attached(), tmp_path, use_transformers_continuous_batching=True)
+
+
 def live_bytes() -> int:
     """Return how many bytes the tensors of this process hold, each storage once."""
     gc.collect()
@@ -164,8 +232,7 @@ def test_rewards_are_measured_against_the_bare_base(precompute: bool, tmp_path: 
 
 
 def test_there_is_no_reference_where_more_than_the_prefix_trains(tmp_path: Path) -> None:
-    bank = attached()
-    bank.model.get_output_embeddings().weight.requires_grad_(True)
+    bank = attached(adapted(), freeze_base=False)
     with pytest.raises(antefix.ConfigError, match=r"is trained beside the prefix.*pass a ref_model"):
         dpo(bank, tmp_path)
     assert dpo(bank, tmp_path, ref_model=base()).ref_model is not None

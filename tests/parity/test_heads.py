@@ -261,7 +261,7 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(antefix.PrefixMismatchError):
         bank.load(tmp_path / "two.safetensors", name="restored")
     made = random_prefix(bank.sites, 5)
-    for path in ("head", "", "encoder", "encoder.layer.0.attention"):
+    for path in ("head", "encoder", "encoder.layer.0.attention"):
         hostile = antefix.Prefix(made.sites, made.keys, made.values, {}, {f"{path}:weight": torch.zeros(2, 32)})
         with pytest.raises(antefix.PrefixMismatchError, match=f"'{path}', which is no head"):
             bank.add("hostile", hostile)

@@ -108,7 +108,7 @@ def test_it_goes_with_its_prefix() -> None:
     model, bank = with_head("RoBERTa", "classifier")
     bank.add("loaded", bank.prefix("trained"))
     seeded(model, bank, "loaded")
-    (held,) = bank._heads.modules("loaded")
+    (held,) = bank.heads("loaded").values()
     gone, held = weakref.ref(held), None
     bank.remove("loaded")
     assert gone() is None, "its memory is free at once, not when a collector comes by"

@@ -34,6 +34,15 @@ def test_detach_gives_the_base_back_bit_for_bit(name: str) -> None:
     antefix.attach(model).detach()
 
 
+def test_an_attention_modules_config_is_written_as_the_bases() -> None:
+    model = build_model("llama")
+    written, printed = model.config.to_json_string(), repr(model.config)
+    bank = antefix.attach(model)
+    configs = [model.get_submodule(site.path).config for site in bank.sites]
+    assert all(config is not model.config for config in configs)
+    assert all(config.to_json_string() == written and repr(config) == printed for config in configs)
+
+
 def test_a_detached_bank_says_so_and_harms_no_other() -> None:
     model = build_model("llama")
     old = antefix.attach(model)

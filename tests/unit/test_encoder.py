@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import antefix
-from antefix.encoder import flatten, split
+from antefix.encoder import flatten, prefix_of, split
 from antefix.initialize import random_prefix, zero_prefix
 from antefix.sites import Site
 
@@ -140,3 +140,26 @@ def test_keys_and_values_come_in_the_dtype_of_the_base() -> None:
     assert {part.dtype for pair in encoder.keys_and_values(dropout=False).values() for part in pair} == {torch.float32}
     exact = encoder.double().keys_and_values()
     assert all(torch.equal(key, exact[path][0]) for path, (key, _) in encoder.keys_and_values(dropout=False).items())
+
+
+@pytest.mark.parametrize("reparameterization", [None, "mlp"])
+def test_parameters_are_fp32_whatever_the_default_is(reparameterization: Any) -> None:
+    config = antefix.PrefixConfig(3, init="random", reparameterization=reparameterization, encoder_hidden_size=8)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        drawn, encoder = random_prefix(UNEVEN, 3), antefix.PrefixEncoder(UNEVEN, config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {part.dtype for part in (*drawn.keys.values(), *drawn.values.values())} == {torch.float32}
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+def test_what_is_saved_under_autocast_is_what_was_trained() -> None:
+    config = antefix.PrefixConfig(3, init="random", reparameterization="mlp", encoder_hidden_size=8)
+    encoder = antefix.PrefixEncoder(UNEVEN, config)
+    expected = prefix_of([encoder], UNEVEN, {}, {})
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prefix_of([encoder], UNEVEN, {}, {})
+    for path, key in expected.keys.items():
+        assert torch.equal(found.keys[path], key)
+        assert torch.equal(found.values[path], expected.values[path])

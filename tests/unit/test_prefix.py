@@ -90,6 +90,7 @@ def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
     [
         ({"modules": {"score.weight": torch.ones(2)}}, "'score.weight' names no tensor of a module"),
         ({"modules": {"score:": torch.ones(2)}}, "'score:' names no tensor of a module"),
+        ({"modules": {":weight": torch.ones(2)}}, "':weight' names no tensor of a module"),
         ({"path": "a:b"}, "'a:b' of kind 'decoder' is no site; a path has no colon"),
         ({"kind": "tower"}, "'layer' of kind 'tower' is no site"),
     ],

@@ -180,6 +180,33 @@ def test_a_model_that_is_not_the_banks_is_refused(tmp_path: Path) -> None:
         PrefixTrainer(bank, "p", model=build_model("llama"), args=arguments(tmp_path), train_dataset=EXAMPLES)
 
 
+def test_a_model_made_anew_is_refused(tmp_path: Path) -> None:
+    bank = trainer(tmp_path).bank
+    with pytest.raises(antefix.ConfigError, match=r"model_init makes a model anew.*leave it out"):
+        PrefixTrainer(bank, "p", model_init=lambda: build_model("llama"), args=arguments(tmp_path))
+
+
+def test_what_would_be_trained_but_not_saved_is_refused(tmp_path: Path) -> None:
+    """A trained copy of the same module is saved, and so is the whole model by a plain Trainer."""
+    bank = antefix.attach(build_model("llama"))
+    bank.add("p", antefix.PrefixConfig(5, init="random"), freeze_base=False)
+    settings = {"args": arguments(tmp_path), "train_dataset": EXAMPLES, "data_collator": default_data_collator}
+    with pytest.raises(antefix.ConfigError, match=r"'model\.embed_tokens\.weight' is .* would not be saved; freeze it"):
+        PrefixTrainer(bank, "p", **settings)
+    bank.model.requires_grad_(False)
+    bank.model.lm_head.requires_grad_(True)
+    with pytest.raises(antefix.ConfigError, match=r"'lm_head\.weight' is .* name its module in trainable_modules"):
+        PrefixTrainer(bank, "p", **settings)
+    bank.model.lm_head.requires_grad_(False)
+    bank.add("q", antefix.PrefixConfig(5, init="random", trainable_modules=["lm_head"]))
+    made = PrefixTrainer(bank, "q", **settings)
+    made.remove_callback(PrinterCallback)
+    made.train()
+    made.save_model(str(tmp_path))
+    trained = bank.heads("q")["lm_head"].weight
+    assert torch.equal(antefix.load_prefix(tmp_path / "prefix.safetensors").modules["lm_head:weight"], trained)
+
+
 def test_a_plain_trainer_trains_too_and_saves_the_base(tmp_path: Path) -> None:
     bank = trainer(tmp_path / "unused").bank
     plain = Trainer(

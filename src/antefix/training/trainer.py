@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,19 +16,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.import_utils import is_peft_available
 
 from antefix.bank import PrefixBank
-from antefix.encoder import PrefixSource
 from antefix.errors import ConfigError, DivergedError, PrefixFormatError
 from antefix.sharding import whole
 from antefix.storage import save_prefix, write_atomically
+from antefix.training.bypass import calling_output_heads
 from antefix.training.card import Subject, model_card
 from antefix.training.checkpoint import Trained
+from antefix.training.quantized import in_their_dtypes, trainable_although_quantized
 from antefix.training.reference import BareBase
 
 FILE_NAME = "prefix.safetensors"
 
 
 class PrefixTrainer(Trainer):
-    """Train one prefix of a bank, and with it whatever else of the model is trainable but the bank's other prefixes.
+    """Train one prefix of a bank, and with it the adapters of a `PeftModel` that are trainable.
 
     `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
     hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
@@ -37,23 +37,29 @@ class PrefixTrainer(Trainer):
     without its prefix for the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
     classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those
     of the trainer, whose `model` is the bank's. Raises `ConfigError` for a prefix that cannot train, for a model that
-    is not the bank's, and where no reference is given and the base is none, because it is trained itself.
+    is not the bank's, where something is trained that would not be saved, and where no reference is given and the base
+    is none, because it is trained itself.
     """
 
     def __init__(
         self, bank: PrefixBank, name: str, head_learning_rate: float | None = None, **trainer_arguments: Any
     ) -> None:
+        if trainer_arguments.get("model_init") is not None:
+            raise ConfigError("model_init makes a model anew, but a prefix trains on that of its bank; leave it out.")
         bank.activate(name)
         self.bank = bank
         self.prefix_name = name
         self.head_learning_rate = head_learning_rate
+        self._calls_heads = False
         self._train_only_this()
         self._subject = Subject.of(bank.prefix(name))
         trainer_arguments.setdefault("model", bank.outer_model)
-        if "ref_model" in inspect.signature(super().__init__).parameters:
-            trainer_arguments.setdefault("ref_model", BareBase(bank))
-        with _trainable_although_quantized(trainer_arguments["model"]), _in_their_dtypes(bank.modules(name)):
+        if self._takes_reference and trainer_arguments.get("ref_model") is None:
+            trainer_arguments["ref_model"] = BareBase(bank)
+        with trainable_although_quantized(trainer_arguments["model"]), in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
+        if self._would_compare_with_prefix:
+            self.ref_model = BareBase(bank)
         self._check()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -61,8 +67,8 @@ class PrefixTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.head_learning_rate is not None:
-            modules = self.bank.modules(self.prefix_name)
-            head = [p for part in modules if not isinstance(part, PrefixSource) for p in part.parameters()]
+            heads = self.bank.heads(self.prefix_name).values()
+            head = [p for module in heads for p in module.parameters()]
             _set_apart(optimizer, head, self.head_learning_rate)
         return optimizer
 
@@ -71,6 +77,15 @@ class PrefixTrainer(Trainer):
         self._train_only_this()  # again: another trainer of this bank, or LoRA layers that TRL put in, froze it
         with self.bank.use(self.prefix_name):
             return super().train(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the trainer does; raises `ConfigError` for one that leaves out a trained output layer."""
+        if self._calls_heads:
+            return super().compute_loss(*args, **kwargs)
+        with calling_output_heads(self.bank.model, self.bank.heads(self.prefix_name)):
+            loss = super().compute_loss(*args, **kwargs)
+        self._calls_heads = True  # what was compiled meanwhile keeps the hooks that watched it
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `Trainer.evaluate` does, with this trainer's prefix in use."""
@@ -133,6 +148,16 @@ class PrefixTrainer(Trainer):
     def _trained(self) -> Trained:
         return Trained(self._whole_model, self.bank.modules(self.prefix_name), self._subject.as_dict())
 
+    @property
+    def _takes_reference(self) -> bool:
+        return "ref_model" in inspect.signature(super().__init__).parameters
+
+    @property
+    def _would_compare_with_prefix(self) -> bool:
+        """Whether the reference would be this model with PEFT's adapters off, which leaves the prefix on."""
+        is_reference_wanted = bool(getattr(self.args, "beta", 0.0))
+        return is_reference_wanted and _is_peft_model(self._whole_model) and getattr(self, "ref_model", self) is None
+
     def _train_only_this(self) -> None:
         for name in self.bank.names:
             if self.bank.modules(name):
@@ -144,6 +169,16 @@ class PrefixTrainer(Trainer):
         model = self._whole_model
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"one process has {self.args.n_gpu} GPUs, and Trainer would copy the model to each, where no prefix "
+                "follows; start a process for each by torchrun, or show this one a single GPU by CUDA_VISIBLE_DEVICES."
+            )
+        if getattr(self.args, "use_transformers_continuous_batching", False):
+            raise ConfigError(
+                "use_transformers_continuous_batching generates in a thread of its own, which no prefix reaches; leave "
+                "it out, and completions are generated with the prefix."
+            )
         if self.is_deepspeed_enabled and self.args.load_best_model_at_end:
             raise ConfigError(
                 "load_best_model_at_end does not work under DeepSpeed, which keeps parameters apart; bank.load the "
@@ -151,17 +186,18 @@ class PrefixTrainer(Trainer):
             )
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
-        if others and not _is_peft_model(model) and hasattr(self.bank.model, "peft_config"):
-            raise ConfigError(
-                f"'{others[0]}' is trained beside the prefix, but its adapter could not be saved; pass the PeftModel "
-                "as model."
-            )
+        if others and not _is_peft_model(model):
+            way_out = "freeze it, or name its module in trainable_modules, whose trained copy is saved with the prefix"
+            if hasattr(self.bank.model, "peft_config"):
+                way_out = "if it is of an adapter, pass the PeftModel as model"
+            raise ConfigError(f"'{others[0]}' is trained beside the prefix, but would not be saved; {way_out}.")
         if not isinstance(getattr(self, "ref_model", None), BareBase):
             return
         if others:
+            way_out = "pass a ref_model to compare with" if self._takes_reference else "set beta to 0 to have none"
             raise ConfigError(
                 f"'{others[0]}' is trained beside the prefix, so the model without the prefix does not stay as it is; "
-                "pass a ref_model to compare with."
+                f"{way_out}."
             )
         if getattr(self.args, "sync_ref_model", False):
             raise ConfigError("sync_ref_model needs a reference with weights of its own; pass a ref_model.")
@@ -220,30 +256,6 @@ def _gathered(model: nn.Module) -> dict[str, Tensor]:
 
 def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
     return [value] if isinstance(value, str) else value or ()
-
-
-@contextmanager
-def _in_their_dtypes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Keep parameters in the precision they have: TRL casts whatever is trainable on a quantised base."""
-    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
-    yield
-    for parameter, data in kept:
-        if parameter.dtype != data.dtype:
-            parameter.data = data.to(parameter.device)
-
-
-@contextmanager
-def _trainable_although_quantized(model: Any) -> Iterator[None]:
-    """Let Trainer take a quantised base: it asks whether adapters of PEFT are there to be trained, and a prefix is."""
-    loaded = getattr(model, "_hf_peft_config_loaded", None)
-    if loaded is None or not getattr(model, "is_quantized", False):
-        yield
-        return
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = loaded
 
 
 def _set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
