@@ -186,6 +186,15 @@ def test_a_model_made_anew_is_refused(tmp_path: Path) -> None:
         PrefixTrainer(bank, "p", model_init=lambda: build_model("llama"), args=arguments(tmp_path))
 
 
+def test_copies_of_the_model_on_several_gpus_are_refused(tmp_path: Path) -> None:
+    """As Trainer makes them in one process that sees more than one."""
+    bank, args = trainer(tmp_path).bank, arguments(tmp_path)
+    assert args.n_gpu <= 1
+    args._n_gpu = 2
+    with pytest.raises(antefix.ConfigError, match=r"one process has 2 GPUs.* by torchrun"):
+        PrefixTrainer(bank, "p", args=args, train_dataset=EXAMPLES)
+
+
 def test_what_would_be_trained_but_not_saved_is_refused(tmp_path: Path) -> None:
     """A trained copy of the same module is saved, and so is the whole model by a plain Trainer."""
     bank = antefix.attach(build_model("llama"))

@@ -60,7 +60,8 @@ class PrefixTrainer(Trainer):
             super().__init__(**trainer_arguments)
         if self._would_compare_with_prefix:
             self.ref_model = BareBase(bank)
-        self._check()
+        self._check_arguments()
+        self._check_trained()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimiser as `Trainer` does, with a group of its own for what has a learning rate of its own."""
@@ -164,11 +165,8 @@ class PrefixTrainer(Trainer):
                 self.bank.requires_grad_(name, False)
         self.bank.requires_grad_(self.prefix_name)
 
-    def _check(self) -> None:
-        """Refuse what would be trained or saved otherwise than it seems."""
-        model = self._whole_model
-        if not any(module is self.bank.model for module in model.modules()):
-            raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
+    def _check_arguments(self) -> None:
+        """Refuse ways of training that no prefix goes along with."""
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"one process has {self.args.n_gpu} GPUs, and Trainer would copy the model to each, where no prefix "
@@ -184,6 +182,12 @@ class PrefixTrainer(Trainer):
                 "load_best_model_at_end does not work under DeepSpeed, which keeps parameters apart; bank.load the "
                 "prefix of the best checkpoint instead."
             )
+
+    def _check_trained(self) -> None:
+        """Refuse what would be trained or saved otherwise than it seems."""
+        model = self._whole_model
+        if not any(module is self.bank.model for module in model.modules()):
+            raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         if others and not _is_peft_model(model):
