@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper,
+    apply_activation_checkpointing,
+)
 from transformers import DynamicCache, PreTrainedModel
 
 import antefix
@@ -97,6 +101,35 @@ def test_checkpointing_of_layers_with_modules_of_their_own(name: str, module: st
     bank.detach()
     assert all(vars(part).get("_gradient_checkpointing_func") is checkpoints[id(part)] for part in model.modules())
     assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize("name", ["Llama", "StableLM"])
+def test_layers_that_pytorch_checkpoints(name: str) -> None:
+    """As FSDP wants them, wrapped one by one; they run again in another thread and while another prefix is in use."""
+    model, bank = with_prefix(FAMILIES[name])
+    bank.add("q", antefix.PrefixConfig(4, init="random"))
+    without_dropout(model).train()
+
+    def both() -> list[Tensor]:
+        losses = []
+        for prefix in ("p", "q"):
+            with bank.use(prefix):
+                losses.append(loss(model, FAMILIES[name].draw_inputs()))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.stack(losses).sum().backward).result()
+        return gradients(model)
+
+    expected = both()
+    layers = list(model.model.layers)
+    apply_activation_checkpointing(model, check_fn=lambda module: module in layers)
+    wrappers = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
+    functions = [wrapper.checkpoint_fn for wrapper in wrappers]
+    assert len(wrappers) == len(layers)
+    for actual, plain in zip(both(), expected, strict=True):
+        assert plain.abs().max() > 0
+        assert_close(actual, plain)
+    bank.detach()
+    assert [wrapper.checkpoint_fn for wrapper in wrappers] == functions
 
 
 def test_a_checkpointed_layer_is_trained_whole_after_a_part_of_it() -> None:

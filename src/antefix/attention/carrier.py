@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 Held = TypeVar("Held")
+_KEPT_UNDER = ("_gradient_checkpointing_func", "checkpoint_fn")
+"""Where Transformers' layers, and PyTorch's wrapper around any layer (FSDP's), keep the function that runs it again."""
 
 
 class Carrier(Generic[Held]):
@@ -45,23 +47,20 @@ class Carrier(Generic[Held]):
 
     def enter_checkpoints(self, modules: Iterable[nn.Module]) -> None:
         """Make those modules that are checkpointed now run again under what they ran under."""
-        for module in modules:
-            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-            if checkpoint is None:
-                continue
+        for module, name, checkpoint in _checkpoints(modules):
             if not isinstance(checkpoint, _RememberingCheckpoint):
-                checkpoint = cast(Any, module)._gradient_checkpointing_func = _RememberingCheckpoint(checkpoint)
-            if self not in checkpoint.carriers:
-                checkpoint.carriers.append(self)
+                setattr(module, name, _RememberingCheckpoint(checkpoint))
+            carriers: list[Carrier[Any]] = getattr(module, name).carriers
+            if self not in carriers:
+                carriers.append(self)
 
     def leave_checkpoints(self, modules: Iterable[nn.Module]) -> None:
         """Undo `enter_checkpoints`."""
-        for module in modules:
-            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        for module, name, checkpoint in _checkpoints(modules):
             if isinstance(checkpoint, _RememberingCheckpoint) and self in checkpoint.carriers:
                 checkpoint.carriers.remove(self)
                 if not checkpoint.carriers:
-                    cast(Any, module)._gradient_checkpointing_func = checkpoint.original
+                    setattr(module, name, checkpoint.original)
 
     @contextmanager
     def _holding(self, held: Held) -> Iterator[None]:
@@ -71,6 +70,13 @@ class Carrier(Generic[Held]):
             yield
         finally:
             self.hold(outer)
+
+
+def _checkpoints(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Go through the functions that run layers again, each with the module and the name that it is kept under."""
+    for module in modules:
+        own = vars(module)  # far quicker than getattr, which asks a module for everything that it has not
+        yield from ((module, name, own[name]) for name in _KEPT_UNDER if own.get(name) is not None)
 
 
 class _RememberingCheckpoint:
