@@ -175,9 +175,10 @@ def test_rewarded_training_keeps_near_the_bare_base(trainer_class: Any, config_c
     assert without.ref_model is None
 
 
-def test_generating_in_another_thread_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(antefix.ConfigError, match=r"use_transformers_continuous_batching .* no prefix reaches"):
-        by_reward(PrefixGRPOTrainer, trl.GRPOConfig, attached(), tmp_path, use_transformers_continuous_batching=True)
+@pytest.mark.parametrize("engine", ["use_vllm", "use_transformers_continuous_batching"])
+def test_generating_in_another_engine_is_refused(tmp_path: Path, engine: str) -> None:
+    with pytest.raises(antefix.ConfigError, match=f"{engine} .* no prefix reaches"):
+        by_reward(PrefixGRPOTrainer, trl.GRPOConfig, attached(), tmp_path, **{engine: True})
 
 
 def live_bytes() -> int:

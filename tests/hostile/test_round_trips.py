@@ -39,7 +39,9 @@ def _prefixes(draw: st.DrawFn) -> Prefix:
             for site in sites
         }
 
-    modules = {f"{name}:weight": torch.randn(2, 3) for name in draw(st.lists(TEXT, max_size=2, unique=True))}
+    modules = {
+        f"{name}:weight": torch.randn(2, 3) for name in draw(st.lists(TEXT.filter(bool), max_size=2, unique=True))
+    }
     metadata: dict[str, Any] = draw(st.dictionaries(TEXT, JSON, max_size=4))
     return Prefix(tuple(sites), drawn("key_dim"), drawn("value_dim"), metadata, modules)
 

@@ -46,6 +46,7 @@ class PrefixTrainer(Trainer):
     ) -> None:
         if trainer_arguments.get("model_init") is not None:
             raise ConfigError("model_init makes a model anew, but a prefix trains on that of its bank; leave it out.")
+        _refuse_other_writers(trainer_arguments.get("args"))
         bank.activate(name)
         self.bank = bank
         self.prefix_name = name
@@ -172,11 +173,6 @@ class PrefixTrainer(Trainer):
                 f"one process has {self.args.n_gpu} GPUs, and Trainer would copy the model to each, where no prefix "
                 "follows; start a process for each by torchrun, or show this one a single GPU by CUDA_VISIBLE_DEVICES."
             )
-        if getattr(self.args, "use_transformers_continuous_batching", False):
-            raise ConfigError(
-                "use_transformers_continuous_batching generates in a thread of its own, which no prefix reaches; leave "
-                "it out, and completions are generated with the prefix."
-            )
         if self.is_deepspeed_enabled and self.args.load_best_model_at_end:
             raise ConfigError(
                 "load_best_model_at_end does not work under DeepSpeed, which keeps parameters apart; bank.load the "
@@ -260,6 +256,15 @@ def _gathered(model: nn.Module) -> dict[str, Tensor]:
 
 def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
     return [value] if isinstance(value, str) else value or ()
+
+
+def _refuse_other_writers(args: Any) -> None:
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if getattr(args, name, False):
+            raise ConfigError(
+                f"{name} generates in an engine of its own, which no prefix reaches; leave it out, and completions are "
+                "generated with the prefix."
+            )
 
 
 def _set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
