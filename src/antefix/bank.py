@@ -139,8 +139,9 @@ class PrefixBank:
             self._metadata[name] = {**made.metadata, **(metadata or {})}
             return
         config = source or PrefixConfig()
-        encoders = self._encoders(config, tokenizer)
-        self._trainable.extend([*encoders, *self._heads.add(name, config.trainable_modules)])
+        with torch.inference_mode(False):  # what is to be trained goes on outside of the caller's
+            encoders = self._encoders(config, tokenizer)
+            self._trainable.extend([*encoders, *self._heads.add(name, config.trainable_modules)])
         if freeze_base:
             self._freeze_base()
         self._prefixes[name] = encoders

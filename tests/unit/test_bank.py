@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoTokenizer, OPTConfig, OPTModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    OPTConfig,
+    OPTModel,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+    ViTModel,
+)
 
 import antefix
 from antefix.embedded import model_path
@@ -125,6 +135,20 @@ def test_a_prefix_at_some_layers_still_stands_before_the_sequence() -> None:
     bank.add("full", full)
     with bank.use(["p", "full"]):
         assert run(model).isfinite().all()
+
+
+@pytest.mark.parametrize("init", ["random", "text"])
+@pytest.mark.parametrize("reparameterization", [None, "mlp"])
+def test_what_is_added_in_inference_mode_trains_outside_of_it(init: Any, reparameterization: Any) -> None:
+    bank = antefix.attach(AutoModelForCausalLM.from_pretrained(model_path()))
+    config = antefix.PrefixConfig(4, init=init, reparameterization=reparameterization, trainable_modules=["lm_head"])
+    with torch.inference_mode():
+        bank.add("p", config, tokenizer=AutoTokenizer.from_pretrained(model_path()))
+    ids = draw_ids(2, 6)
+    bank.model(input_ids=ids, labels=ids).loss.backward()
+    parameters = [parameter for module in bank.modules("p") for parameter in module.parameters()]
+    assert parameters
+    assert all(parameter.grad is not None for parameter in parameters)
 
 
 def test_layers_that_the_model_has_not_are_named() -> None:
