@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,9 +89,18 @@ class PrefixConfig:
 
 
 def _usual_kinds(sites: Sequence[Site]) -> tuple[Kind, ...]:
-    """Return all kinds, but where no cross-attention ties a decoder to encoders, which are towers then, its own."""
-    kinds = {site.kind for site in sites}
-    return ("decoder",) if "decoder" in kinds and "cross" not in kinds else KINDS
+    """Return all kinds, but where no cross-attention ties a decoder to encoders, which are towers then, its own.
+
+    Cross-attention does so among a decoder's layers; elsewhere it is how a tower sums up an image.
+    """
+    decoders = {_layers_of(site) for site in sites if site.kind == "decoder"}
+    is_tied = any(site.kind == "cross" and _layers_of(site) in decoders for site in sites)
+    return ("decoder",) if decoders and not is_tied else KINDS
+
+
+def _layers_of(site: Site) -> str:
+    """Return the path of the list of layers that a site lies in."""
+    return re.split(r"\.\d+\.", site.path, maxsplit=1)[0]
 
 
 def _sequence(name: str, given: object) -> tuple[object, ...]:

@@ -7,6 +7,8 @@ touched.
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from antefix.errors import UnsupportedModelError
@@ -57,6 +59,8 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
+    if not isinstance(config, PreTrainedConfig):  # a module of IDEFICS keeps a number under that name
+        return None
     while config is not None and "antefix_base" in (own := settings_of(config)):
         config = own["antefix_base"]
     return None if config is None else settings_of(config).get("_attn_implementation_internal")
@@ -100,10 +104,15 @@ def function_under(config: object, module: nn.Module) -> AttentionFunction:
 
 
 def _interfaces(cls: type[Any]) -> list[tuple[Any, Any]]:
-    """Return where the code of an attention class, and of those it inherits from, looks attention functions up."""
+    """Return where the code of an attention class, and of those it inherits from, looks attention functions up.
+
+    With each goes what it takes as the function called 'eager': a file may have several, for text and for images.
+    """
     modeling = (sys.modules[base.__module__] for base in cls.__mro__)
+    named = re.search(r"\.get_interface\([^,]+,\s*(\w+)\s*,?\s*\)", inspect.getsource(cls.forward))
+    eager = named[1] if named else "eager_attention_forward"
     return [
-        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, "eager_attention_forward", None))
+        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, eager, None))
         for module in modeling
         if hasattr(module, "ALL_ATTENTION_FUNCTIONS")
     ]

@@ -24,6 +24,8 @@ DEFAULT_TEXT = (
 """The instruction that a prefix starts from when no text is given: its keys and values are of the size that the model's
 own have, as noise need not be."""
 
+_OTHERWISE = "set init='random' or init='zero', or leave its kind out of PrefixConfig.sites."
+
 
 def initial_prefix(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, config: PrefixConfig, sites: Sequence[Site]
@@ -87,13 +89,27 @@ def token_prefix(model: PreTrainedModel, input_ids: Int[torch.Tensor, "1 token"]
     inputs = {"input_ids": input_ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = input_ids
-    observed = observe_text(model, inputs)
+    try:
+        observed = observe_text(model, inputs)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever a model raises that misses an image or a sound
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not read a text alone ({type(error).__name__}: {error}); {_OTHERWISE}"
+        ) from error
     calls = {call.path: call for call in observed}
     if len(calls) < len(observed):
         raise UnsupportedModelError(
             f"{type(model).__name__} runs an attention module more than once in a forward, so no prefix equals a text; "
-            "set init='random' or init='zero'."
+            f"{_OTHERWISE}"
         )
+    num_tokens = input_ids.shape[1]
+    for site in sites:
+        if site.path not in calls or calls[site.path].key.shape[2] != num_tokens:
+            raise UnsupportedModelError(
+                f"'{site.path}' of {type(model).__name__} does not attend to the {num_tokens} tokens of a text, and "
+                f"nothing else; {_OTHERWISE}"
+            )
     return Prefix(
         sites=tuple(sites),
         keys={site.path: calls[site.path].key[0].float().cpu() for site in sites},

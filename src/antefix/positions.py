@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from transformers import Cache, PreTrainedModel
 
 from antefix.attention.state import RelativePositions
 from antefix.errors import ContextLengthError, UnsupportedModelError
+from antefix.padding import OuterMask, counted, without_padding
 from antefix.sites import reads_tokens
 
 _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embedding")
@@ -28,14 +30,18 @@ _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embed
 class StackPositions:
     """Shifts the positions of one stack, row by row, for one forward at a time in each thread."""
 
-    def __init__(self, stack: PreTrainedModel) -> None:
+    def __init__(self, stack: PreTrainedModel, outer: OuterMask | None = None) -> None:
         self.stack = stack
+        self._outer = outer
         parameters = inspect.signature(stack.forward).parameters
         self.takes_ids = "position_ids" in parameters
         self.reads_tokens = reads_tokens(stack)
         tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
         self.table = next((m for m in tables if hasattr(m, "weight") or _grows(m)), None)
-        self._is_understood = self.takes_ids or self.table is not None or not tables
+        has_places = bool(tables) or any(hasattr(m, "inv_freq") for m in stack.modules())
+        self._is_understood = (self.takes_ids or self.table is not None or not has_places) and not any(
+            _compares_positions(type(m).forward) for m in stack.modules()
+        )
         biases = [m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)]
         self.bias = biases[0] if biases else None
         self._bucket = None if self.bias is None else _bucket_of(self.bias)
@@ -63,9 +69,11 @@ class StackPositions:
         return len(self._rows) - self._first_row
 
     def close(self) -> None:
-        """Take the stack's hook away."""
+        """Take every hook away."""
         for hook in self._hooks:
             hook.remove()
+        if self._outer is not None:
+            self._outer.close()
 
     def shift(self, inputs: dict[str, Any], lengths: Sequence[int]) -> RelativePositions | None:
         """Move the tokens of each row back by the length of its prefix; `inputs` are the stack's, by keyword.
@@ -88,10 +96,14 @@ class StackPositions:
         offsets: int | Tensor = lengths[0] if same else torch.tensor(lengths, device=tokens.device)[:, None]
         first = self._first_position if self.takes_ids else 0
         positions = inputs.get("position_ids") if self.takes_ids else None
+        outer = None if self._outer is None else self._outer.take(*tokens.shape[:2])
         if positions is None:
-            positions = self._standing(inputs, tokens, offsets > 0) + first
+            positions = self._standing(inputs, tokens, outer, offsets > 0) + first
             if self._first_position:  # padding that the base tells by its ids stays before the first position
                 offsets = offsets * (positions >= first)
+        elif outer is not None and positions.ndim == 2:
+            closed = without_padding(positions, outer, _past(inputs))
+            positions = torch.where(offsets > 0, closed, positions) if isinstance(offsets, Tensor) else closed
         shifted = positions + offsets
         self._make_room(shifted, first)
         if self.takes_ids:
@@ -122,29 +134,30 @@ class StackPositions:
         """The row of the table that holds the first position."""
         return self._first_position or cast(int, getattr(self.table, "offset", 0))
 
-    def _standing(self, inputs: Mapping[str, Any], tokens: Tensor, has_prefix: bool | Tensor) -> Tensor:
+    def _standing(
+        self, inputs: Mapping[str, Any], tokens: Tensor, outer: Tensor | None, has_prefix: bool | Tensor
+    ) -> Tensor:
         """Return the positions `(batch, token)` of the tokens before they are moved, counted from 0.
 
-        Rows with a prefix leave out what the mask hides: the prefix ends where the first real token stands. Where
-        `has_prefix` `(batch, 1)` is false, they are those of the bare stack.
+        Rows with a prefix leave out what the mask hides, the stack's own or that of the model around it: the prefix
+        ends where the first real token stands. Where `has_prefix` `(batch, 1)` is false, they are those of the bare
+        stack.
         """
         batch, length = tokens.shape[:2]
-        cache = cache_of(inputs)
-        past = 0 if cache is None else cache.get_seq_length()
+        past = _past(inputs)
         bare = (torch.arange(length, device=tokens.device) + past).expand(batch, -1)
         if self._first_position and inputs.get("input_ids") is not None:
             real = tokens != self._first_position - 1
             bare = (real.cumsum(-1) + past) * real - 1
         mask = inputs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2:
+            mask = outer
+        if mask is None:
             return bare
-        counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        if isinstance(past, int):  # a mask may be as long as a static cache
-            counted = counted[:, : past + length]
-        counted = counted[:, -length:]
+        standing = counted(mask, past, length)
         if isinstance(has_prefix, bool) or self._counts_from_mask:
-            return counted
-        return torch.where(has_prefix, counted, bare)
+            return standing
+        return torch.where(has_prefix, standing, bare)
 
     def _make_room(self, positions: Tensor, first: int) -> None:
         """Let a table that grows do so; raises `ContextLengthError` where any other is too short."""
@@ -169,6 +182,19 @@ class StackPositions:
             return output
         self._pending.positions = None
         return nn.functional.embedding(positions + self._first_row, self._rows).to(output.dtype)
+
+
+@functools.cache
+def _compares_positions(forward: Callable[..., Any]) -> bool:
+    """Return whether a module counts tokens by their positions, or begins anew at the first, where no token stands.
+
+    So blocks of compressed keys are told to lie in the past, and a recurrent state that a text begins.
+    """
+    try:
+        source = inspect.getsource(forward)
+    except (OSError, TypeError):  # made without a file
+        return False
+    return re.search(r"position_ids(\[[^\]\n]*\])?( \+ 1\))? (//|==) ", source) is not None
 
 
 def _counts_from_ids(module: nn.Module) -> bool:
@@ -202,6 +228,12 @@ def _takes(module: nn.Module | None, name: str) -> bool:
 def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
     """Return the cache among a stack's inputs, under whatever name this version of Transformers takes it."""
     return next((value for value in inputs.values() if isinstance(value, Cache)), None)
+
+
+def _past(inputs: Mapping[str, Any]) -> int | Tensor:
+    """Return how many tokens the cache among a stack's inputs holds."""
+    cache = cache_of(inputs)
+    return 0 if cache is None else cast("int | Tensor", cache.get_seq_length())
 
 
 def sliding_window(config: Any) -> int | None:

@@ -71,7 +71,7 @@ def sites_and_cut_off(
     model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None
 ) -> tuple[tuple[Site, ...], frozenset[str]]:
     """Do what `discover_sites` does; return also the paths of the sites that a keyword of the forward never reaches."""
-    calls = observe_attention(model, example_inputs) if example_inputs else observe_text(model, _tiny_inputs(model))
+    calls = observe_attention(model, example_inputs) if example_inputs else _observe_tokens(model)
     if not calls:
         raise UnsupportedModelError(
             f"{type(model).__name__} computes its attention itself instead of dispatching it through Transformers' "
@@ -103,7 +103,8 @@ def observe_attention(
 ) -> list[AttentionCall]:
     """Run one forward of the bare base model, or of a part of it, without gradients; return its attention calls.
 
-    Raises `UnsupportedModelError` for a model without numbers whose forward asks for some.
+    Raises `UnsupportedModelError` for a model without numbers whose forward asks for some, and for one that hands the
+    keyword of prefixes to a module that takes none.
     """
     calls: list[AttentionCall] = []
     with _OBSERVING, ExitStack() as stack, torch.no_grad():
@@ -117,6 +118,13 @@ def observe_attention(
                 stack.enter_context(switched(module, "antefix-observe", _observe, **attributes))
         try:
             (part or model)(**inputs)
+        except TypeError as error:
+            if f"'{KEYWORD}'" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"{type(model).__name__} hands what it is given to a module that does not take it ({error}), so nothing "
+                "about a prefix reaches the attention there."
+            ) from error
         except RuntimeError as error:
             if device_of(model).type != "meta":
                 raise
@@ -216,13 +224,20 @@ def _is_decoders(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
 
 
 def _places(model: PreTrainedModel) -> dict[nn.Module, Kind]:
-    """Return what lies in the encoder of an encoder-decoder, and what in its decoder, whatever it says of itself."""
-    places: dict[nn.Module, Kind] = {}
+    """Return what lies in the encoder of an encoder-decoder, and what in its decoder, whatever it says of itself.
+
+    So does what writes text about images: its decoder may look ahead among the tokens of an image and of a question.
+    """
+    decoder = _innermost_decoder(model)
+    parts: dict[Kind, nn.Module] = {}
     if model.config.is_encoder_decoder:
-        parts: dict[Kind, nn.Module] = {"encoder": model.get_encoder(), "decoder": _innermost_decoder(model)}
-        for kind, part in parts.items():
-            if part is not model:  # which has none by a name that Transformers knows
-                places |= dict.fromkeys(part.modules(), kind)
+        parts = {"encoder": model.get_encoder(), "decoder": decoder}
+    elif model.can_generate() and decoder is not model.base_model:
+        parts = {"decoder": decoder}
+    places: dict[nn.Module, Kind] = {}
+    for kind, part in parts.items():
+        if part is not model:  # which has none by a name that Transformers knows
+            places |= dict.fromkeys(part.modules(), kind)
     return places
 
 
@@ -246,6 +261,20 @@ def _site(call: AttentionCall, place: Kind | None) -> Site:
         key_dim=call.key.shape[3],
         value_dim=call.value.shape[3],
     )
+
+
+def _observe_tokens(model: PreTrainedModel) -> list[AttentionCall]:
+    """Show a model a few tokens; raises `UnsupportedModelError` where it asks for more than those."""
+    inputs = _tiny_inputs(model)
+    try:
+        return observe_text(model, inputs)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever a model raises that misses an image, or has no place for so few tokens
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run on a few token ids alone ({type(error).__name__}: {error}); show "
+            "antefix one batch of what it reads: attach(model, example_inputs=batch)."
+        ) from error
 
 
 def _tiny_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.attention.together import Together
 from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.padding import OuterMask
 from antefix.positions import StackPositions, cache_of
 from antefix.selection import Selection, names_of, rows_of
 from antefix.sites import KEYWORD, Site, takes_keywords
@@ -22,8 +23,9 @@ class Stack:
     """Watches the forwards of one stack.
 
     `selection` tells what is in use now; `materialize` returns the keys and values of a named prefix at given sites for
-    a forward with this cache, or with none; `carrier` is there if no keyword reaches some of the sites; `encodes_rows`
-    tells that a decoder attends to what this stack makes of the rows of the batch, whatever it reads.
+    a forward with this cache, or with none; `carrier` is there if no keyword reaches some of the sites; `outer` is the
+    mask of the model around it; `encodes_rows` tells that a decoder attends to what this stack makes of the rows of
+    the batch, whatever it reads.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Stack:
         selection: Callable[[], Selection],
         materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
         carrier: Carrier[ForwardPrefixes | None] | None,
+        outer: OuterMask | None = None,
         encodes_rows: bool = False,
     ) -> None:
         self.module = module
@@ -42,7 +45,7 @@ class Stack:
         self.carrier = carrier
         self.sends_keyword = takes_keywords(module)
         self.self_attention = frozenset(site.path for site in sites if site.kind != "cross")
-        self.positions = StackPositions(module)
+        self.positions = StackPositions(module, outer)
         self.has_rows_of_batch = self.positions.reads_tokens or encodes_rows
         self.together = Together()
         self.checkpointed = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]

@@ -11,6 +11,7 @@ from antefix.attention.backend import open_site
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import ForwardPrefixes, KeysAndValues
 from antefix.errors import ContextLengthError, UnsupportedModelError
+from antefix.padding import outer_mask
 from antefix.selection import Selection
 from antefix.sites import KINDS, Kind, Site, stack_path
 from antefix.stack import Stack
@@ -43,7 +44,8 @@ class Stacks:
             is_cut_off = any(site.path in cut_off for site in own)
             carrier: Carrier[ForwardPrefixes | None] | None = Carrier(lambda: None) if is_cut_off else None
             self._undo += [open_site(model.get_submodule(site.path), site, carrier) for site in own]
-            self._stacks[path] = Stack(module, own, selection, materialize, carrier, module is encoder)
+            outer = outer_mask(model, module)
+            self._stacks[path] = Stack(module, own, selection, materialize, carrier, outer, module is encoder)
 
     @property
     def limits(self) -> dict[Kind, int]:

@@ -10,6 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
+from transformers.models.dia.configuration_dia import DiaEncoderConfig
+from transformers.models.dia.modeling_dia import DiaEncoder
 from transformers.models.inkling.modeling_inkling import InklingTextConfig, InklingTextModel
 from transformers.models.kosmos2.configuration_kosmos2 import Kosmos2TextConfig
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextModel
@@ -177,6 +179,32 @@ def test_positions_that_a_prefix_cannot_move_are_refused_before_training() -> No
     with bank.use(None):
         bare = logits(model, **inputs)
     assert_far(logits(model, **inputs), bare)
+
+
+def recurrent_gemma() -> PreTrainedModel:
+    """Build one whose recurrent state begins anew at the first position, where no token stands behind a prefix."""
+    return transformers.RecurrentGemmaForCausalLM(
+        transformers.RecurrentGemmaConfig(
+            **{**SMALL, "num_hidden_layers": 3}, num_key_value_heads=1, lru_width=32, attention_window_size=8
+        )
+    )
+
+
+def deepseek_v4() -> PreTrainedModel:
+    """Build one that tells by positions which blocks of keys lie in the past, and would see the future."""
+    return transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**SMALL, head_dim=16, q_lora_rank=16))
+
+
+def dia_encoder() -> PreTrainedModel:
+    """Build one that rotates by positions and takes none."""
+    return DiaEncoder(DiaEncoderConfig(**SMALL, num_key_value_heads=4, head_dim=8))
+
+
+@pytest.mark.parametrize("build", [recurrent_gemma, deepseek_v4, dia_encoder])
+def test_positions_that_mean_more_than_a_place_are_refused(build: Callable[[], PreTrainedModel]) -> None:
+    bank = antefix.attach(built(build))
+    with pytest.raises(antefix.UnsupportedModelError, match="in a way that a prefix cannot move; no prefix"):
+        bank.add("p", antefix.PrefixConfig(4, init="random"))
 
 
 @pytest.mark.parametrize("selection", ["text", ["text", None]])
