@@ -7,6 +7,7 @@ touched.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
 import sys
@@ -109,10 +110,14 @@ def _interfaces(cls: type[Any]) -> list[tuple[Any, Any]]:
     With each goes what it takes as the function called 'eager': a file may have several, for text and for images.
     """
     modeling = (sys.modules[base.__module__] for base in cls.__mro__)
-    named = re.search(r"\.get_interface\([^,]+,\s*(\w+)\s*,?\s*\)", inspect.getsource(cls.forward))
-    eager = named[1] if named else "eager_attention_forward"
     return [
-        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, eager, None))
+        (module.ALL_ATTENTION_FUNCTIONS, getattr(module, _name_of_eager(cls.forward), None))
         for module in modeling
         if hasattr(module, "ALL_ATTENTION_FUNCTIONS")
     ]
+
+
+@functools.cache
+def _name_of_eager(forward: Callable[..., Any]) -> str:
+    named = re.search(r"\.get_interface\([^,]+,\s*(\w+)\s*,?\s*\)", inspect.getsource(forward))
+    return named[1] if named else "eager_attention_forward"

@@ -122,8 +122,8 @@ def observe_attention(
             if f"'{KEYWORD}'" not in str(error):
                 raise
             raise UnsupportedModelError(
-                f"{type(model).__name__} hands what it is given to a module that does not take it ({error}), so nothing "
-                "about a prefix reaches the attention there."
+                f"{type(model).__name__} hands what it is given to a module that does not take it, so nothing about a "
+                f"prefix reaches its attention: {error}."
             ) from error
         except RuntimeError as error:
             if device_of(model).type != "meta":

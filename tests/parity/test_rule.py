@@ -74,21 +74,21 @@ def test_cache_route(family: Family) -> None:
     assert_far(actual, logits(model, **inputs))
 
 
-@over("decoder", "encoder", "encoder-decoder")
+@over("decoder", "encoder", "encoder-decoder", "vision-language")
 def test_padding(family: Family) -> None:
     model = family.build()
     bank = attach(family, model)
     bank.add("p", antefix.PrefixConfig(5, init="random"))
     inputs = family.draw_inputs()
-    rest = {name: ids for name, ids in inputs.items() if name != "input_ids"}
-    ids, padding = inputs["input_ids"], torch.zeros(2, 4, dtype=torch.long)
-    real = torch.ones_like(ids)
-    expected = logits(model, input_ids=ids, **rest)
-    left = {"input_ids": torch.cat([padding, ids], 1), "attention_mask": torch.cat([padding, real], 1)}
-    right = {"input_ids": torch.cat([ids, padding], 1), "attention_mask": torch.cat([real, padding], 1)}
+    expected = logits(model, **inputs)
+    of_tokens = {name: inputs[name] for name in ("input_ids", "token_type_ids", "mm_token_type_ids") if name in inputs}
+    of_tokens["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    padding, length = torch.zeros(2, 4, dtype=torch.long), inputs["input_ids"].shape[1]
+    left = {name: torch.cat([padding, ids], 1) for name, ids in of_tokens.items()}
+    right = {name: torch.cat([ids, padding], 1) for name, ids in of_tokens.items()}
     padded_output = family.group != "encoder-decoder"
-    assert_close(logits(model, **left, **rest)[:, 4 if padded_output else 0 :], expected)
-    assert_close(logits(model, **right, **rest)[:, : 7 if padded_output else None], expected)
+    assert_close(logits(model, **inputs | left)[:, 4 if padded_output else 0 :], expected)
+    assert_close(logits(model, **inputs | right)[:, : length if padded_output else None], expected)
 
 
 @over("decoder", "encoder", "encoder-decoder", "speech", "vision", "vision-language")

@@ -16,6 +16,8 @@ from transformers import (
     Blip2ForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
+    ClapAudioConfig,
+    ClapAudioModel,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     DogeConfig,
@@ -174,6 +176,25 @@ def test_models_without_token_ids_ask_for_an_example() -> None:
         antefix.discover_sites(model)
     sites = antefix.discover_sites(model, {"pixel_values": torch.zeros(1, 3, 8, 8)})
     assert [site.kind for site in sites] == ["encoder", "encoder"]
+
+
+def test_what_is_called_config_need_not_be_one() -> None:
+    """IDEFICS keeps a rate of dropout under that name."""
+    model = build_model("llama")
+    expected = antefix.discover_sites(model)
+    model.model.layers[0].mlp.config = 0.1
+    assert antefix.discover_sites(model) == expected
+    antefix.attach(model).detach()
+
+
+def test_keywords_that_a_model_hands_to_what_does_not_take_them_are_told_of() -> None:
+    config = ClapAudioConfig(
+        num_mel_bins=64, hidden_size=96, patch_embeds_hidden_size=24, depths=[1, 1], num_attention_heads=[2, 2],
+        num_hidden_layers=2, enable_fusion=False,
+    )  # fmt: skip
+    model = ClapAudioModel(config).eval()
+    with pytest.raises(antefix.UnsupportedModelError, match="ClapAudioModel hands what it is given to a module"):
+        antefix.attach(model, {"input_features": torch.zeros(1, 1, 1001, 64)})
 
 
 def test_an_example_that_hides_cross_attention_is_refused() -> None:
