@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 import antefix
 from antefix.embedded.records import draw_examples
-from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataError, DivergedError
+from antefix.errors import (
+    AntefixError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    DivergedError,
+    UnsupportedModelError,
+)
 from antefix.training import Distillation, DistillationResult, Recipe, distill, train
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
@@ -21,6 +29,7 @@ from antefix.training.distillation.room import chunk_length
 from antefix.training.distillation.run import folder_of
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
+from tests.unit.distillation.test_teacher import SHAPE
 
 QUIET = Console(quiet=True)
 PROMPT = "{source}\n=>\n"
@@ -176,6 +185,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(error, match=message):
         run(settings, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_would_not_read_the_document_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_config(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]))
+    base.save_pretrained(tmp_path / "base")
+    load_base("embedded")[1].tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(UnsupportedModelError, match="distill takes a base whose every layer attends"):
+        run(settings, model=str(tmp_path / "base"))
     assert not (tmp_path / "run").exists()
 
 

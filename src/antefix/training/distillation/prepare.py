@@ -75,6 +75,7 @@ def prepare(settings: Distillation) -> Classroom:
     holds_chats = settings.messages is not None or (not rows and bool(encoder.tokenizer.chat_template))
     writer = in_chats(encoder) if holds_chats else encoder
     teacher = Teacher(bank, writer, settings.num_logits, settings.temperature, settings.max_new_tokens)
+    teacher.check_reads(writer.prompt_ids(document.text), readable)
     given = functools.partial(_given, settings, teacher, encoder)
     asked = given(document.text, has_answers=False) if rows else None
     if asked is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, ContextLengthError
-from antefix.positions import sliding_window
+from antefix.positions import attention_window
 from antefix.training.distillation.settings import Distillation
 
 PARTS, SLACK = 2, 96
@@ -16,7 +16,7 @@ SHORTEST, LONGEST = 64, 4096
 def num_readable(bank: PrefixBank) -> int | None:
     """Return how many tokens a base reads at once, None for any number; no attention window may cut them off."""
     config = bank.model.config.get_text_config()
-    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), sliding_window(config)]
+    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), attention_window(config)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
