@@ -166,6 +166,9 @@ def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, ro
     [
         ({"kinds": ("poem",)}, ConfigError, "kinds names 'poem'"),
         ({"objective": "mse"}, ConfigError, "objective is 'mse'"),
+        ({"prefix": None}, ConfigError, "prefix is None; it must be a PrefixConfig or a mapping"),
+        ({"prefix": [1]}, ConfigError, r"prefix is \[1\]; it must be a PrefixConfig or a mapping"),
+        ({"kinds": None}, ConfigError, "kinds is None; it must be a list"),
         ({"prefix": {"num_virtual_tokens": 0}}, ConfigError, "num_virtual_tokens is 0"),
         ({"prompt": None}, ConfigError, "which prompt or messages must word"),
         ({"answer": None}, ConfigError, "need their answers"),
@@ -221,6 +224,13 @@ def test_what_is_held_out_is_not_learned_from(lessons: list[Lesson], held_out: l
 def test_too_few_different_lessons_are_none() -> None:
     with pytest.raises(DataError, match="wrote 3 different usable lessons, too few"):
         _parts([Round(0, 9, [lesson([1], [place % 3]) for place in range(60)])])
+
+
+def test_a_prefix_may_be_given_as_its_config() -> None:
+    given = Distillation(model="m", document="d", prefix=antefix.PrefixConfig(32, dropout=0.1))  # type: ignore[arg-type]
+    assert given.prefix == {"num_virtual_tokens": 32, "dropout": 0.1}
+    assert given == Distillation.from_settings(given.as_dict())
+    assert given.prefix_config(900, "text").init_text == "text"
 
 
 def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path: Path) -> None:
