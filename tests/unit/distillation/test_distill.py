@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, Lfm2Config
 
 import antefix
+from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples
 from antefix.errors import (
     AntefixError,
@@ -30,6 +32,7 @@ from antefix.training.distillation.run import _parts, folder_of
 from antefix.training.distillation.targets import Targets
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
+from tests.unit.distillation.conftest import TEMPLATE
 from tests.unit.distillation.test_teacher import SHAPE
 
 QUIET = Console(quiet=True)
@@ -158,7 +161,7 @@ def test_a_document_is_studied_in_halves_and_measured_as_a_whole(settings: dict[
     [(30, None, 64), (201, None, 101), (201, 80, 80), (10_000, None, 4096), (10_000, 5000, 4096)],
 )
 def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, room: int | None, expected: int) -> None:
-    assert chunk_length(Distillation(model="m", document="d"), num_tokens, room) == expected
+    assert chunk_length(Distillation(model="m", document="d"), num_tokens, room, 352) == expected
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,27 @@ def test_a_prefix_may_be_given_as_its_config() -> None:
     assert given.prefix == {"num_virtual_tokens": 32, "dropout": 0.1}
     assert given == Distillation.from_settings(given.as_dict())
     assert given.prefix_config(900, "text").init_text == "text"
+
+
+def test_a_chunk_leaves_room_for_a_long_chat_template(settings: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(model_path(), tmp_path / "base")
+    system = "You are of great help. " * 30
+    tokenizer = load_base("embedded")[1].tokenizer
+    tokenizer.chat_template = system + TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "document.txt").write_text("Bomar likes chess.\n" * 400)
+    study = {
+        **settings,
+        "model": str(tmp_path / "base"),
+        "data": None,
+        "eval_data": None,
+        "prompt": None,
+        "answer": None,
+    }
+    room = prepare(Distillation(**study)).chunk_length
+    assert room + len(tokenizer(system)["input_ids"]) + 2 * 128 <= 1024
+    with pytest.raises(ConfigError, match=f"leave room for {room}"):
+        prepare(Distillation(**study, chunk_length=room + 1))
 
 
 def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from antefix.training.distillation.document import Document
 from antefix.training.distillation.lessons import Lesson
 from antefix.training.distillation.plain import PlainStudy
 from antefix.training.distillation.questions import GivenQuestions
-from antefix.training.distillation.room import chunk_length, num_readable, room_to_read
+from antefix.training.distillation.room import chunk_length, longest_lesson, num_readable, room_to_read
 from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
@@ -87,10 +87,11 @@ def prepare(settings: Distillation) -> Classroom:
             )
         study: Study = QuestionStudy(asked, rows, length, settings.batch_size, settings.seed)
     else:
-        room = room_to_read(readable, settings, config.num_virtual_tokens)
-        length = chunk_length(settings, document.num_tokens, room)
         way: Any = ChatStudy if holds_chats else PlainStudy
         lessons = way(teacher, encoder, settings.kinds)
+        lesson = longest_lesson(settings, lessons.longest_form if holds_chats else 0)
+        room = room_to_read(readable, lesson, config.num_virtual_tokens)
+        length = chunk_length(settings, document.num_tokens, room, lesson)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
     told = {"distillation": {**settings.as_dict(), "chats": holds_chats}}
     bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=told)
