@@ -216,17 +216,19 @@ def lesson(prompt: list[int], written: list[int]) -> Lesson:
         ([lesson([1, place % 3], [place]) for place in range(25)], [9, 19]),
         ([lesson([1, place % 15], [place]) for place in range(60)], [9, 24, 39, 54]),
         ([lesson([1, place % 3], [place % 14]) for place in range(70)], [9, 19, 29, 39, 51, 61]),
+        ([lesson([1], [place % 5 % 4]) for place in range(20)], [1, 6, 11, 16]),
     ],
-    ids=["all differ", "questions asked again", "lessons written again"],
+    ids=["all differ", "questions asked again", "lessons written again", "few lessons written again"],
 )
 def test_what_is_held_out_is_not_learned_from(lessons: list[Lesson], held_out: list[int]) -> None:
     _, found = _parts([Round(0, 9, lessons[:10]), Round(0, 9, lessons[10:])])
     assert [lessons.index(one) for one in found] == held_out
 
 
-def test_too_few_different_lessons_are_none() -> None:
-    with pytest.raises(DataError, match="wrote 3 different usable lessons, too few"):
-        _parts([Round(0, 9, [lesson([1], [place % 3]) for place in range(60)])])
+@pytest.mark.parametrize(("number", "different"), [(60, 1), (9, 9)])
+def test_too_few_lessons_are_none(number: int, different: int) -> None:
+    with pytest.raises(DataError, match=f"wrote {number} usable lessons, {different} of them different, too few"):
+        _parts([Round(0, 9, [lesson([1], [place % different]) for place in range(number)])])
 
 
 def test_a_prefix_may_be_given_as_its_config() -> None:

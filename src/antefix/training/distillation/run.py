@@ -25,7 +25,7 @@ from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
 from antefix.training.resume import RunFolder
-from antefix.training.split import kept_together, num_held_out
+from antefix.training.split import LEAST_TO_DRAW_FROM, kept_together, num_held_out
 from antefix.training.trainer import FILE_NAME
 
 LESSONS_NAME = "lessons"
@@ -125,12 +125,15 @@ def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
         [tuple(lesson.ids[: lesson.is_written.index(True)]) for lesson in lessons],
         [tuple(lesson.ids) for lesson in lessons],
     )
-    held_out = {place for group in groups[9::10][: num_held_out(groups)] for place in group}
-    if not held_out:
+    chosen = groups[9::10][: num_held_out(groups)]
+    if not chosen and len(groups) > 1 and len(lessons) >= LEAST_TO_DRAW_FROM:
+        chosen = [min(groups, key=len)]  # the base wrote the same few again and again
+    if not chosen:
         raise DataError(
-            f"the base wrote {len(groups)} different usable lessons, too few to hold some out; raise num_lessons or "
-            "temperature, or take a base that follows such prompts."
+            f"the base wrote {len(lessons)} usable lessons, {len(groups)} of them different, too few to hold some out; "
+            "raise num_lessons or temperature, or take a base that follows such prompts."
         )
+    held_out = {place for group in chosen for place in group}
     return (
         [lesson for number, lesson in enumerate(lessons) if number not in held_out],
         [lessons[number] for number in sorted(held_out)],
