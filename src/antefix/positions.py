@@ -25,6 +25,8 @@ from antefix.padding import OuterMask, counted, without_padding
 from antefix.sites import reads_tokens
 
 _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embedding")
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""By what a layer is called in a configuration: what says there how many tokens it sees."""
 
 
 class StackPositions:
@@ -236,8 +238,8 @@ def _past(inputs: Mapping[str, Any]) -> int | Tensor:
     return 0 if cache is None else cast("int | Tensor", cache.get_seq_length())
 
 
-def sliding_window(config: Any) -> int | None:
-    """Return how many tokens back the windowed layers of a model see, by its text config; None where all see all."""
+def attention_window(config: Any) -> int | None:
+    """Return how many tokens a model's windows or chunks hold at least, by its text config; None where all see all."""
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    window: int | None = getattr(config, "sliding_window", None)
-    return window if "sliding_attention" in kinds else None
+    sizes: list[int | None] = [getattr(config, name, None) for kind, name in _WINDOWS.items() if kind in kinds]
+    return min((size for size in sizes if size is not None), default=None)

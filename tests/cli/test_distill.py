@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from antefix.cli import distill as cli
 from antefix.cli.distill import print_result
 from antefix.embedded.records import draw_examples
-from antefix.training import DistillationResult
+from antefix.training import Distillation, DistillationResult
+from antefix.training.distillation.run import folder_of
 from tests.cli.conftest import Invoke
 
 
@@ -74,6 +76,22 @@ def test_a_prefix_that_is_worse_than_none_is_said_to_be(
     better = {"base": {"loss": 2.0}, "prefix": {"loss": 1.0}}
     print_result(DistillationResult(Path("p"), Path("r"), None, {**report, "questions": better}), console)
     assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_an_interrupt_promises_what_there_is(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_begun: bool
+) -> None:
+    def interrupt(settings: Distillation, *_: object) -> None:
+        if is_begun:
+            folder_of(settings).begin()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "distill_document", interrupt)
+    result = invoke("distill", "--model", "embedded", "--document", "d.txt", "--output", str(tmp_path / "run"))
+    assert result.exit_code == 130
+    assert ("--resume goes on from here" in result.stderr) == is_begun
+    assert "stopped: interrupted" in result.stderr
 
 
 def test_what_is_missing_is_named(invoke: Invoke) -> None:

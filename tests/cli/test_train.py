@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from PIL import Image
 
 import antefix
+from antefix.cli import train as cli
 from antefix.embedded import model_path
 from antefix.training import Recipe, train
 from antefix.training.base import load_base
@@ -227,6 +229,19 @@ def test_training_that_diverges_says_so_and_ends_without_a_result(invoke: Invoke
     assert not list(out.glob("*.*"))
     for checkpoint in out.rglob("prefix.safetensors"):  # of before it diverged
         antefix.load_prefix(checkpoint)
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    invoke: Invoke, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch tells of it by a `RuntimeError`."""
+    arguments = ("train", *FAST, "--data", data, "--output", tmp_path / "out")
+    monkeypatch.setattr(cli, "train_recipe", lambda *_: torch.save(torch.zeros(9999), "/dev/full"))
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == "error: a checkpoint could not be written; make room on the disk, and go on by --resume.\n"
+    monkeypatch.setattr(cli, "train_recipe", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    assert isinstance(invoke(*arguments).exception, RuntimeError), "another error keeps its traceback"
 
 
 def test_control_c_keeps_the_last_checkpoint(data: Path, tmp_path: Path) -> None:

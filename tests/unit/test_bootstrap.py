@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -25,6 +26,19 @@ def test_an_exact_small_case() -> None:
     assert found.difference == 0.25
     assert found.p_value == pytest.approx(exact, abs=0.01)  # a standard error of 0.0035 at 20,000
     assert (found.low, found.high) == tuple(np.percentile(draws, [2.5, 97.5]))
+
+
+def test_draws_one_by_one_are_those_of_all_at_once() -> None:
+    number = 301
+    losses = np.random.default_rng(1).random((2, number, 2))
+    first, second = map(perplexity, losses)
+    drawn = np.random.default_rng(3).choice(number, size=(1000, number), replace=True)
+    counts = np.stack([np.bincount(row, minlength=number) for row in drawn]).astype(np.float64)
+    expected = second.figure(counts @ losses[1]) - first.figure(counts @ losses[0])
+    tracemalloc.start()
+    assert np.array_equal(PairedBootstrap(num_resamples=1000, seed=3).differences(first, second), expected)
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * counts.nbytes
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(bleu, BLEU), (chrf, CHRF)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from antefix.embedded import model_path
 from antefix.errors import ConfigError, DataError
-from antefix.training.chats import Chats
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training import writing
+from antefix.training.base import load_base
+from antefix.training.chats import Chats, in_chats
+from antefix.training.mixed import MixedBatches
+from antefix.training.tokens import ExampleTokenizer, Part
+from antefix.training.writing import Writing
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}</{{ m['role'] }}>\n{% endfor %}"
@@ -90,3 +95,20 @@ def test_templates_that_do_not_do_are_named(tokenizer: PreTrainedTokenizerBase) 
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="the tokenizer has no chat template to write 'chat' with"):
         Chats("chat", tokenizer)
+
+
+def test_an_answer_as_it_was_taught_is_right(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some templates write what was thought, or that nothing was, before the last answer alone."""
+    thought = "{% if m['role'] == 'assistant' and loop.last %}[thought]{% endif %}"
+    tokenizer.chat_template = CHATML.replace("{{ m['content']", thought + "{{ m['content']")
+    tokenizer.chat_template = tokenizer.chat_template.replace("</{{ m['role'] }}>", "</s>")
+    model, encoder = load_base("embedded")
+    encoder = in_chats(replace(encoder, tokenizer=tokenizer, answer_tokenizer=tokenizer))
+    task = Writing(model, encoder, max_new_tokens=20)
+    part = Part.encoded([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], encoder)
+    monkeypatch.setattr(writing, "write", lambda *_: ["[thought]Ada."])
+    bank = task.attach()
+    (measured,) = task.measure([part], MixedBatches(bank, [None], 1), ["exact_match"])
+    assert measured.metrics["exact_match"].value == 1.0

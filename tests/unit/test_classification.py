@@ -15,12 +15,13 @@ import antefix
 from antefix.embedded import model_path
 from antefix.errors import DataError
 from antefix.training import split
+from antefix.training.base import load_base
 from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
 from antefix.training.room import Room
 from antefix.training.systems import labels_told
-from antefix.training.tokens import Part
+from antefix.training.tokens import Part, Tokens
 
 EXAMPLES = [Example("The sea is blue", "b"), Example("A boat", "a"), Example("Bread and more bread", "c")]
 SIZES: dict[str, dict[str, Any]] = {
@@ -136,6 +137,18 @@ def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:
     bank = task.attach()
     with pytest.raises(antefix.ContextLengthError):
         task.check_room(Room(bank), Part(EXAMPLES[:1], [task.encoder.tokenize(Example("sea " * 600, "a"))]))
+    with pytest.raises(DataError, match="a text of the label 'a' has no tokens"):
+        task.check_room(Room(bank), Part([Example("", "a")], [Tokens([], [0])]))
+
+
+def test_padding_that_the_base_has_not_is_not_taken(tmp_path: Path) -> None:
+    source = save(tmp_path, "LlamaForCausalLM")
+    AutoTokenizer.from_pretrained(model_path(), pad_token="[PAD]").save_pretrained(tmp_path)
+    task = Classification.load(source, ["a", "b"])
+    rows = [task.encoder.row(task.encoder.tokenize(example)) for example in EXAMPLES[:2]]
+    assert len(task.logits(rows)) == 2
+    _, encoder = load_base(source)
+    assert encoder.collate([encoder.encode(example) for example in EXAMPLES])["input_ids"].max() < 1536
 
 
 def test_named_modules_are_trained_beside_the_heads(tmp_path: Path) -> None:

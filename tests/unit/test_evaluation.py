@@ -16,11 +16,13 @@ from antefix.embedded import model_path
 from antefix.embedded.records import prompt
 from antefix.training.classification import Classification
 from antefix.training.evaluation import Evaluation, evaluate
+from antefix.training.examples import Example
 from antefix.training.metrics import exact_match
 from antefix.training.mixed import MixedBatches
+from antefix.training.room import Room
 from antefix.training.systems import System
 from antefix.training.templates import Template, Templates
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import ExampleTokenizer, Part, Tokens
 from antefix.training.writing import Writing
 from tests.conftest import build_model
 from tests.unit.test_classification import save
@@ -127,6 +129,15 @@ def test_loss_alone_writes_nothing_and_needs_no_room_to_write() -> None:
         evaluate(task, bank, [System("base")], ROWS[:3], WORDING, ["exact_match"])
     with pytest.raises(antefix.ConfigError, match="two systems have the same name; they are 'x', 'x'"):
         evaluate(task, bank, [System("x"), System("x")], ROWS, WORDING)
+
+
+def test_an_encoder_decoder_reads_no_empty_prompt() -> None:
+    model = build_model("bart")
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=True))
+    nothing = Part([Example("", "a boat")], [Tokens([], [5, 6])])
+    with pytest.raises(antefix.DataError, match=r"a prompt has no tokens.* the example of the answer 'a boat' out"):
+        task.check_room(Room(task.attach()), nothing)
 
 
 def test_nothing_is_compared_by_a_single_prompt() -> None:

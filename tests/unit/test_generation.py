@@ -70,6 +70,14 @@ def test_an_answer_in_a_chat_ends_with_what_the_template_closes_it_with(base: Ba
         {"stop_strings": ["e"]},
         {"guidance_scale": 5.0},
         {"exponential_decay_length_penalty": (1, 9.0)},
+        {"return_dict_in_generate": True},
+        {"watermarking_config": {"bias": 90.0, "seeding_scheme": "lefthash"}},
+        {"token_healing": True},
+        {"dola_layers": "high"},
+        {"is_assistant": True},
+        {"assistant_early_exit": 2, "prompt_lookup_num_tokens": 3},
+        {"suppress_tokens": list(range(30, 60)), "begin_suppress_tokens": list(range(1000))},
+        {"force_words_ids": [[30]]},
     ],
 )
 def test_habits_of_the_base_do_not_count(base: Base, habit: dict[str, Any]) -> None:

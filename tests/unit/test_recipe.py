@@ -41,6 +41,7 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"num_examples": 0}, "num_examples is 0"),
         ({"model": 5}, "model is 5; it must be text"),
         ({"model": ""}, "model is ''"),
+        ({"epochs": 10**400}, "it must be a number"),
         ({"epochs": [1]}, r"epochs is \[1\]; it must be a number"),
         ({"exact_match": "no"}, "exact_match is 'no'; it must be true or false"),
         ({"warmup_ratio": 1}, "warmup_ratio is 1.0; it must be at least 0 and below 1"),
@@ -55,6 +56,11 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.from_settings({**NEEDED, **settings})
+
+
+def test_a_prefix_is_settings() -> None:
+    with pytest.raises(ConfigError, match="prefix is None; it must be a PrefixConfig or a mapping"):
+        Recipe(**{**NEEDED, "prefix": None})  # type: ignore[arg-type]
 
 
 def test_yaml_numbers_as_people_write_them(tmp_path: Path) -> None:

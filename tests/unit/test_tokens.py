@@ -87,3 +87,26 @@ def test_a_tokenizer_without_an_end_of_text_ends_answers_with_its_separator() ->
     found, expected = encoder.tokenize(Example("The sea", "a boat")), CAUSAL.tokenize(Example("The sea", "a boat"))
     assert found == expected
     assert encoder.ends == CAUSAL.ends == {EOS}
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "expected"),
+    [
+        ("</s> $A", "", ["</s>"]),
+        ("</s> $A", "a", ["</s>", "a"]),
+        ("<s> $A", "a</s>", ["<s>", "a", "</s>"]),
+        ("<s> $A </s>", "a", ["<s>", "a"]),
+        ("<s> $A </s>", "", ["<s>"]),
+        ("$A </s>", "", []),
+        ("$A </s>", "a</s>", ["a", "</s>"]),
+    ],
+)
+def test_a_prompt_loses_no_end_but_what_the_tokenizer_closed_it_with(
+    template: str, prompt: str, expected: list[str]
+) -> None:
+    """OPT's opening token is the one that ends a text."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    special = [("<s>", BOS), ("</s>", EOS)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    ids = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False).prompt_ids(prompt)
+    assert tokenizer.convert_ids_to_tokens(ids) == expected

@@ -27,6 +27,7 @@ from antefix.initialize import token_prefix
 from antefix.training import PrefixTrainer
 from antefix.training.card import Subject
 from antefix.training.checkpoint import Trained
+from antefix.training.label_trainer import LabelTrainer
 from tests.conftest import build_model, draw_ids
 
 EXAMPLES = [{"input_ids": row, "labels": row} for row in (draw_ids(24, 7) // 2 + 4).tolist()]
@@ -214,6 +215,26 @@ def test_what_would_be_trained_but_not_saved_is_refused(tmp_path: Path) -> None:
     made.save_model(str(tmp_path))
     trained = bank.heads("q")["lm_head"].weight
     assert torch.equal(antefix.load_prefix(tmp_path / "prefix.safetensors").modules["lm_head:weight"], trained)
+
+
+def test_labels_of_an_encoder_decoder_weigh_the_same_in_however_many_batches(tmp_path: Path) -> None:
+    long, short = EXAMPLES[:2]
+    rows = [long, short | {"labels": [*short["labels"][:2], *[-100] * 5]}]
+    found = []
+    for batch_size in (2, 1):
+        bank = antefix.attach(build_model("bart", dropout=0.0))
+        torch.manual_seed(0)
+        bank.add("p", antefix.PrefixConfig(5, init="random"))
+        args = arguments(
+            tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=2 // batch_size, max_steps=1,
+            optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no",
+        )  # fmt: skip
+        made = LabelTrainer(bank, "p", args=args, train_dataset=rows, data_collator=default_data_collator)
+        found.append((made.train().training_loss, bank.prefix("p").keys))
+    (loss, keys), (in_parts, keys_in_parts) = found
+    # Sums in another order.
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(keys_in_parts, keys, rtol=1e-5, atol=1e-6)
 
 
 def test_a_plain_trainer_trains_too_and_saves_the_base(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from antefix.cli.lines import list_files, say
 from antefix.cli.train import INTERRUPTED
 from antefix.training.distillation import Distillation, DistillationResult
 from antefix.training.distillation import distill as distill_document
+from antefix.training.distillation.run import folder_of
 from antefix.training.templates import unescape
 
 PREFIX_SETTINGS = ("num_virtual_tokens", "init")
@@ -84,7 +85,8 @@ def distill(
     try:
         result = distill_document(chosen, console, resume)
     except KeyboardInterrupt as interrupt:
-        say("stopped", "interrupted; --resume goes on from here.", console)
+        goes_on = "; --resume goes on from here" if folder_of(chosen).is_begun else ""
+        say("stopped", f"interrupted{goes_on}.", console)
         raise typer.Exit(INTERRUPTED) from interrupt
     print_result(result, console)
 

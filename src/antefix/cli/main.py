@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
+import torch
 import transformers
 import typer
 from typer.core import TyperGroup
@@ -36,9 +38,20 @@ class _Commands(TyperGroup):
         except (AntefixError, OSError) as error:
             say("error", str(error))
             raise typer.Exit(1) from error
+        except RuntimeError as error:
+            if not _is_failed_write(error):
+                raise
+            say("error", "a checkpoint could not be written; make room on the disk, and go on by --resume.")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             say("stopped", "interrupted.")
             raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _is_failed_write(error: RuntimeError) -> bool:
+    """Tell whether torch could not write an archive, which it says by a `RuntimeError` of whatever text."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code is torch.save.__code__ for frame, _ in frames)
 
 
 def _version(asked: bool) -> None:

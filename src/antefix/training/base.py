@@ -33,6 +33,7 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     with reporting_failure("model", name):
         model: Any = named(auto.from_pretrained(source_of(name), **placement()), name)
+    check_padding(tokenizer, model.get_input_embeddings().num_embeddings)
     if is_encoder_decoder:  # the loss is a mean over the batch, whatever the signature lets Trainer believe
         model.accepts_loss_kwargs = False
     return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
@@ -43,6 +44,12 @@ def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
     with reporting_failure(of, name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source_of(name))
     return tokenizer
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Have a tokenizer forget padding that was added to it and not to the base; any token that exists will do."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= num_embeddings:
+        tokenizer.pad_token = None
 
 
 def named(model: PreTrainedModel, name: str) -> PreTrainedModel:

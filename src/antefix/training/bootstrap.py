@@ -47,6 +47,8 @@ class PairedBootstrap:
     def differences(self, first: Metric, second: Metric) -> Array:
         """Return the resampled differences `(resample)`; the draws are those of sacrebleu's paired bootstrap."""
         number = len(first.statistics)
-        drawn = np.random.default_rng(self.seed).choice(number, size=(self.num_resamples, number), replace=True)
-        counts = np.stack([np.bincount(row, minlength=number) for row in drawn]).astype(np.float64)
+        generator = np.random.default_rng(self.seed)
+        counts = np.empty((self.num_resamples, number))
+        for row in counts:  # one at a time, as all draws at once would take as much memory again
+            row[:] = np.bincount(generator.choice(number, size=number, replace=True), minlength=number)
         return second.figure(counts @ second.statistics) - first.figure(counts @ first.statistics)

@@ -16,7 +16,7 @@ from antefix.bank import PrefixBank, attach
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, DataError
 from antefix.sources import reporting_failure, source_of
-from antefix.training.base import load_tokenizer, named, on_device, placement
+from antefix.training.base import check_padding, load_tokenizer, named, on_device, placement
 from antefix.training.examples import Example
 from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
 from antefix.training.mixed import MixedBatches
@@ -91,7 +91,9 @@ class Classification:
             raise DataError(f"a classification needs two labels or more; all examples have {labels[0]!r}.")
         tokenizer = load_tokenizer(name, "model")
         with reporting_failure("model", name):
-            known = AutoConfig.from_pretrained(source_of(name)).id2label
+            config = AutoConfig.from_pretrained(source_of(name))
+            check_padding(tokenizer, config.get_text_config().vocab_size)
+            known = config.id2label
             numbered = [known[number] for number in sorted(known)]
             if in_order:
                 _check_numbers(name, labels, numbered)
@@ -127,8 +129,13 @@ class Classification:
         return replace(config, trainable_modules=(*self.heads, *others))
 
     def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
-        """Raise `ContextLengthError` for a text that passes the positions of the model."""
+        """Raise `ContextLengthError` for a text that passes the positions of the model, `DataError` for one of none."""
         for example, tokens in zip(part.examples, part.tokens, strict=True):
+            if not tokens.prompt:
+                raise DataError(
+                    f"a text of the label {example.answer!r} has no tokens, and this base's tokenizer adds none; leave "
+                    "such examples out."
+                )
             # An encoder-decoder reads the text in both of its stacks.
             again = len(tokens.prompt) if room.is_encoder_decoder else 0
             room.check(len(tokens.prompt), again, f"the example {example.prompt[:60]!r} or the prefix")

@@ -28,6 +28,16 @@ _NO_HABITS: dict[str, Any] = {
     "renormalize_logits": None,
     "min_p": None,
     "top_h": None,
+    "return_dict_in_generate": False,
+    "watermarking_config": None,
+    "token_healing": False,
+    "dola_layers": None,
+    "is_assistant": False,
+    "assistant_early_exit": None,
+    "prompt_lookup_num_tokens": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "force_words_ids": None,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -56,18 +66,23 @@ def write(
     # A causal model goes on from the right end, so its padding stands on the left.
     ids = pad_rows(rows, pad, on_left=not encoder.is_encoder_decoder)
     mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=not encoder.is_encoder_decoder)
-    ends = ends_of(model) | encoder.ends
     model.eval()
     made = generate_ids(
         model,
-        ends,
+        ends_of(model) | encoder.ends,
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
         pad_token_id=padding_id(encoder.answer_tokenizer),
     )
     read = 1 if encoder.is_encoder_decoder else ids.shape[1]  # a decoder starts from a token that is no answer
-    written = [before_end(row, ends) for row in made[:, read:].tolist()]
+    return decoded(model, encoder, made[:, read:].tolist())
+
+
+def decoded(model: PreTrainedModel, encoder: ExampleTokenizer, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Return answers of ids as text, up to where the model ends them."""
+    ends = ends_of(model) | encoder.ends
+    written = [before_end(row, ends) for row in answers]
     return list(encoder.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
 
 

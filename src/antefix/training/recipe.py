@@ -68,6 +68,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.prefix, Mapping):
             object.__setattr__(self, "prefix", build(PrefixConfig, self.prefix, "prefix"))
+        if not isinstance(self.prefix, PrefixConfig):
+            raise ConfigError(f"prefix is {self.prefix!r}; it must be a PrefixConfig or a mapping of its settings.")
         check_types(self, but=("prefix", "task"))
         check_above_zero(
             self, "learning_rate", "head_learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"

@@ -16,6 +16,7 @@ from antefix.storage import save_prefix, write_atomically
 from antefix.training.curve import draw_loss_curve
 from antefix.training.evaluation import score
 from antefix.training.fit import fit
+from antefix.training.label_trainer import LabelTrainer
 from antefix.training.launch import is_main_process
 from antefix.training.prepare import prepare
 from antefix.training.recipe import Recipe
@@ -54,8 +55,10 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    # A causal model takes the number of labels of a step, and divides by it itself.
+    takes_number = recipe.task == "text" and not model.config.is_encoder_decoder
     make_trainer = functools.partial(
-        PrefixTrainer,
+        PrefixTrainer if takes_number else LabelTrainer,
         bank,
         recipe.name,
         recipe.head_learning_rate,

@@ -111,7 +111,7 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         try:
             if math.isfinite(number := float(value)):
                 return number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif type(value).__name__ == kind and value != "":
         return value

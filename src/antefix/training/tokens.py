@@ -154,7 +154,8 @@ class ExampleTokenizer:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, with the tokenizer's opening token; a causal model's goes on from there."""
         ids = list(self.tokenizer(prompt, add_special_tokens=self.adds_special_tokens)["input_ids"])
-        if self.adds_special_tokens and not self.is_encoder_decoder and ids and ids[-1] == _end_of_text(self.tokenizer):
+        is_ended = ids[-1:] == [_end_of_text(self.tokenizer)]
+        if self.adds_special_tokens and not self.is_encoder_decoder and is_ended and _closes_texts(self.tokenizer):
             ids.pop()
         return ids
 
@@ -185,6 +186,12 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the id that ends a text; a tokenizer as BERT's has no other than the one that separates two."""
     found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return None if found is None else int(found)
+
+
+def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer puts a token of its own behind a text; one that opens it may be the same."""
+    whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    return bool(whole[len(whole) - len(bare) :] != bare)
 
 
 def cut_end(ids: list[int], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:

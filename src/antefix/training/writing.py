@@ -15,7 +15,7 @@ from antefix.errors import DataError
 from antefix.training.base import attach_writer, load_base
 from antefix.training.chats import in_chats
 from antefix.training.examples import Example
-from antefix.training.generation import write
+from antefix.training.generation import decoded, write
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss, perplexity
 from antefix.training.mixed import MixedBatches
@@ -57,8 +57,11 @@ class Writing:
         """
         most = self._most(part) if set(metrics) & set(ANSWER_METRICS) else 0
         for example, tokens in zip(part.examples, part.tokens, strict=True):
-            if most and not tokens.prompt:
-                raise DataError("a prompt has no tokens, and this base's tokenizer opens none, so it has no answer.")
+            if (most or room.is_encoder_decoder) and not tokens.prompt:
+                raise DataError(
+                    "a prompt has no tokens, and this base's tokenizer opens none, so it has no answer; leave the "
+                    f"example of the answer {example.answer[:60]!r} out."
+                )
             shorten = f"the example {example.prompt[:60]!r} or the prefix"
             room.check(len(tokens.prompt), max(len(tokens.answer), most), shorten)
 
@@ -96,7 +99,7 @@ class Writing:
         written: list[list[str]] = [[] for _ in parts]
         if asked := [name for name in metrics if name in ANSWER_METRICS]:
             most = max(self._most(part) for part in parts)
-            references = [[parts[0].examples[number].answer for number in group] for group in groups]
+            references = [[self.reference(parts[0].examples[number]) for number in group] for group in groups]
             written = mixed.run(
                 [[part.tokens[group[0]].prompt for group in groups] for part in parts],
                 length=len,
@@ -108,6 +111,12 @@ class Writing:
             Measured({name: metric_of[name] for name in metrics}, outputs)
             for metric_of, outputs in zip(found, written, strict=True)
         ]
+
+    def reference(self, example: Example) -> str:
+        """Return an answer as one that learned it writes it: a chat template may put more before it than it says."""
+        if example.completion is None:
+            return example.answer
+        return decoded(self.model, self.encoder, [self.encoder.tokenize(example).answer])[0]
 
     def _most(self, part: Part) -> int:
         return self.max_new_tokens or max(len(tokens.answer) for tokens in part.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antefix.positions import sliding_window
+from antefix.positions import attention_window
 from antefix.vllm.inner import Scope
 
 
@@ -17,5 +17,5 @@ class ServedModel:
         self.names: list[str] = [path.name for path in state.openai_serving_models.base_model_paths]
         self.taken: set[str] = {*self.names, *state.openai_serving_models.lora_requests}
         config = state.vllm_config.model_config
-        window = sliding_window(config.hf_text_config)
+        window = attention_window(config.hf_text_config)
         self.room: int = min(config.max_model_len, window or config.max_model_len)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 import antefix
+from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples
-from antefix.errors import AntefixError, ConfigError, ContextLengthError, DataError, DivergedError
+from antefix.errors import (
+    AntefixError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    DivergedError,
+    UnsupportedModelError,
+)
 from antefix.training import Distillation, DistillationResult, Recipe, distill, train
 from antefix.training.base import load_base
 from antefix.training.distillation.lessons import Round
@@ -21,6 +31,8 @@ from antefix.training.distillation.room import chunk_length
 from antefix.training.distillation.run import folder_of
 from antefix.training.generation import answers
 from antefix.training.progress import ProgressCallback
+from tests.unit.distillation.conftest import TEMPLATE
+from tests.unit.distillation.test_teacher import SHAPE
 
 QUIET = Console(quiet=True)
 PROMPT = "{source}\n=>\n"
@@ -148,7 +160,7 @@ def test_a_document_is_studied_in_halves_and_measured_as_a_whole(settings: dict[
     [(30, None, 64), (201, None, 101), (201, 80, 80), (10_000, None, 4096), (10_000, 5000, 4096)],
 )
 def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, room: int | None, expected: int) -> None:
-    assert chunk_length(Distillation(model="m", document="d"), num_tokens, room) == expected
+    assert chunk_length(Distillation(model="m", document="d"), num_tokens, room, 352) == expected
 
 
 @pytest.mark.parametrize(
@@ -156,6 +168,9 @@ def test_chunks_are_halves_of_what_is_neither_short_nor_long(num_tokens: int, ro
     [
         ({"kinds": ("poem",)}, ConfigError, "kinds names 'poem'"),
         ({"objective": "mse"}, ConfigError, "objective is 'mse'"),
+        ({"prefix": None}, ConfigError, "prefix is None; it must be a PrefixConfig or a mapping"),
+        ({"prefix": [1]}, ConfigError, r"prefix is \[1\]; it must be a PrefixConfig or a mapping"),
+        ({"kinds": None}, ConfigError, "kinds is None; it must be a list"),
         ({"prefix": {"num_virtual_tokens": 0}}, ConfigError, "num_virtual_tokens is 0"),
         ({"prompt": None}, ConfigError, "which prompt or messages must word"),
         ({"answer": None}, ConfigError, "need their answers"),
@@ -177,6 +192,43 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         run(settings, **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_would_not_read_the_document_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_config(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]))
+    base.save_pretrained(tmp_path / "base")
+    load_base("embedded")[1].tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(UnsupportedModelError, match="distill takes a base whose every layer attends"):
+        run(settings, model=str(tmp_path / "base"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prefix_may_be_given_as_its_config() -> None:
+    given = Distillation(model="m", document="d", prefix=antefix.PrefixConfig(32, dropout=0.1))  # type: ignore[arg-type]
+    assert given.prefix == {"num_virtual_tokens": 32, "dropout": 0.1}
+    assert given == Distillation.from_settings(given.as_dict())
+    assert given.prefix_config(900, "text").init_text == "text"
+
+
+def test_a_chunk_leaves_room_for_a_long_chat_template(settings: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(model_path(), tmp_path / "base")
+    system = "You are of great help. " * 30
+    tokenizer = load_base("embedded")[1].tokenizer
+    tokenizer.chat_template = system + TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "document.txt").write_text("Bomar likes chess.\n" * 400)
+    study = {
+        **settings,
+        "model": str(tmp_path / "base"),
+        "data": None,
+        "eval_data": None,
+        "prompt": None,
+        "answer": None,
+    }
+    room = prepare(Distillation(**study)).chunk_length
+    assert room + len(tokenizer(system)["input_ids"]) + 2 * 128 <= 1024
+    with pytest.raises(ConfigError, match=f"leave room for {room}"):
+        prepare(Distillation(**study, chunk_length=room + 1))
 
 
 def test_questions_want_a_document_that_fits(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,10 @@ def test_a_question_past_the_positions_is_named(teacher: Teacher) -> None:
     given.check_room(rows[:1], Room(bank))
     with pytest.raises(ContextLengthError, match="shorten the question of row 2 or the prefix"):
         given.check_room(rows, Room(bank))
+    opens_none = replace(encoder, adds_special_tokens=False)
+    bare = GivenQuestions(reader, opens_none, Templates(Template("{q}"), Template("{a}")), "", True, True)
+    with pytest.raises(DataError, match="the question of row 3 has no tokens"):
+        bare.check_room([rows[0], ("row 3", {"q": "", "a": "Bomar"})], Room(bank))
 
 
 def test_document_question_and_answer_want_their_tokens_together(teacher: Teacher) -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config, Llama4TextConfig, LlamaConfig, Qwen3NextConfig
 
+import antefix
 from antefix.bank import PrefixBank
+from antefix.errors import UnsupportedModelError
 from antefix.training.distillation.lessons import Draft
 from antefix.training.distillation.teacher import Teacher, common_start
 from antefix.training.tokens import ExampleTokenizer
 
 Base = tuple[PrefixBank, ExampleTokenizer]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 1536, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLAMA_4 = {"head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 2}
+QWEN3_NEXT = {
+    "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 TEXT = "style: letter\nname: Bomar Grikins | town: Fealby | age: 31 | job: cook | likes: chess\n=>\n"
 
 
@@ -41,6 +56,28 @@ def test_targets_are_those_of_the_text_in_context(base: Base, teacher: Teacher) 
         torch.testing.assert_close(targets.own, expected[range(len(tokens)), tokens], rtol=1e-4, atol=1e-4)
         assert torch.equal(targets.ids[:, 0].long(), expected.argmax(-1))
         assert targets.divergence(logits[places]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "is_read"),
+    [
+        (LlamaConfig(**SHAPE), True),
+        (Llama4TextConfig(**SHAPE, **LLAMA_4, attention_chunk_size=32), True),
+        (Llama4TextConfig(**SHAPE, **LLAMA_4, attention_chunk_size=8), False),
+        (Qwen3NextConfig(**SHAPE, **QWEN3_NEXT, layer_types=["linear_attention", "full_attention"]), False),
+        (Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]), False),
+    ],
+    ids=["Llama", "Llama 4", "Llama 4 past its chunk", "Qwen3-Next", "LFM2"],
+)
+def test_a_base_that_reads_no_text_as_a_prefix_is_refused(base: Base, config: Any, is_read: bool) -> None:
+    torch.manual_seed(1)
+    bank = antefix.attach(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    teacher = Teacher(bank, base[1], num_logits=5, temperature=1.0, max_new=4)
+    refusal = pytest.raises(UnsupportedModelError, match="does not read a text that stands before it as a prefix")
+    with nullcontext() if is_read else refusal:
+        teacher.check_reads(ids_of(base, TEXT), None)
+    teacher.check_reads(ids_of(base, "Dear " * 9), 2)
+    assert bank.names == []
 
 
 def test_it_writes_what_the_text_in_context_makes_it_write(base: Base, teacher: Teacher) -> None:

@@ -63,6 +63,31 @@ def test_the_loss_is_the_mean_over_written_tokens(
         bank.remove("p")
 
 
+@pytest.mark.parametrize("objective", ["kl", "next-token"])
+def test_lessons_weigh_the_same_in_however_many_batches(
+    base: Base, lessons: list[Lesson], objective: Objective, tmp_path: Path
+) -> None:
+    bank, encoder = base
+    found = []
+    for batch_size in (2, 1):
+        bank.add("p", PrefixConfig(4, num_frozen_tokens=0), tokenizer=encoder.tokenizer)
+        args = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=2 // batch_size, max_steps=1,
+            optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no", warmup_steps=0,
+        )  # fmt: skip
+        trainer = DistillationTrainer(
+            bank, "p", args=args, objective=objective, train_dataset=lessons, data_collator=Collator(0)
+        )
+        loss = trainer.train().training_loss
+        found.append((loss, bank.prefix("p").keys))
+        bank.remove("p")
+    (loss, keys), (in_parts, keys_in_parts) = found
+    # Sums in another order.
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(keys_in_parts, keys, rtol=1e-5, atol=1e-6)
+
+
 def test_measuring_does_not_depend_on_the_batch(base: Base, lessons: list[Lesson]) -> None:
     bank, _ = base
     with bank.use(None):

@@ -22,6 +22,11 @@ class ChatStudy:
         self.chats = Chats("messages", encoder.tokenizer)
         self.kinds = kinds
 
+    @property
+    def longest_form(self) -> int:
+        """How many tokens stand beside a chunk at most: an instruction and all that the chat template writes."""
+        return max(len(self._ids(before_all("") + INSTRUCTIONS[kind])) for kind in self.kinds)
+
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
         """Return what came to something of `number` lessons about a chunk."""
         text = before_all(chunk.text)

@@ -19,7 +19,7 @@ from antefix.training.distillation.document import Document
 from antefix.training.distillation.lessons import Lesson
 from antefix.training.distillation.plain import PlainStudy
 from antefix.training.distillation.questions import GivenQuestions
-from antefix.training.distillation.room import chunk_length, num_readable, room_to_read
+from antefix.training.distillation.room import chunk_length, longest_lesson, num_readable, room_to_read
 from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
@@ -75,6 +75,7 @@ def prepare(settings: Distillation) -> Classroom:
     holds_chats = settings.messages is not None or (not rows and bool(encoder.tokenizer.chat_template))
     writer = in_chats(encoder) if holds_chats else encoder
     teacher = Teacher(bank, writer, settings.num_logits, settings.temperature, settings.max_new_tokens)
+    teacher.check_reads(writer.prompt_ids(document.text), readable)
     given = functools.partial(_given, settings, teacher, encoder)
     asked = given(document.text, has_answers=False) if rows else None
     if asked is not None:
@@ -86,10 +87,11 @@ def prepare(settings: Distillation) -> Classroom:
             )
         study: Study = QuestionStudy(asked, rows, length, settings.batch_size, settings.seed)
     else:
-        room = room_to_read(readable, settings, config.num_virtual_tokens)
-        length = chunk_length(settings, document.num_tokens, room)
         way: Any = ChatStudy if holds_chats else PlainStudy
         lessons = way(teacher, encoder, settings.kinds)
+        lesson = longest_lesson(settings, lessons.longest_form if holds_chats else 0)
+        room = room_to_read(readable, lesson, config.num_virtual_tokens)
+        length = chunk_length(settings, document.num_tokens, room, lesson)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
     told = {"distillation": {**settings.as_dict(), "chats": holds_chats}}
     bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=told)

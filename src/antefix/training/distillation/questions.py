@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from antefix.errors import DataError
 from antefix.training.distillation.document import before_all
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.teacher import Teacher
@@ -39,10 +40,14 @@ class GivenQuestions:
     def check_room(self, rows: Sequence[Row], room: Room) -> None:
         """Raise `ContextLengthError` for a question that passes the positions of the model behind the prefix.
 
-        Raises `DataError` for a row that cannot be worded, too.
+        Raises `DataError` for a row that cannot be worded or has no tokens, too.
         """
         for row in rows:
-            room.check(len(self._prompt(row)), self._longest_answer(row), f"the question of {row[0]} or the prefix")
+            if not (prompt := self._prompt(row)):
+                raise DataError(
+                    f"the question of {row[0]} has no tokens, and this base's tokenizer opens none; leave it out."
+                )
+            room.check(len(prompt), self._longest_answer(row), f"the question of {row[0]} or the prefix")
 
     def lessons(self, rows: Sequence[Row], seed: int) -> list[Lesson]:
         """Return one lesson for each of some rows."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, ContextLengthError
-from antefix.positions import sliding_window
+from antefix.positions import attention_window
 from antefix.training.distillation.settings import Distillation
 
 PARTS, SLACK = 2, 96
-"""A lesson has a question and an answer, and beside them the words of its form or of the chat template."""
+"""A lesson has a question and an answer, and beside them its form: some words, or a longer chat template."""
 SHORTEST, LONGEST = 64, 4096
 """The fewest and the most tokens that a half of a document is taken to have."""
 
@@ -16,18 +16,22 @@ SHORTEST, LONGEST = 64, 4096
 def num_readable(bank: PrefixBank) -> int | None:
     """Return how many tokens a base reads at once, None for any number; no attention window may cut them off."""
     config = bank.model.config.get_text_config()
-    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), sliding_window(config)]
+    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), attention_window(config)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def room_to_read(readable: int | None, settings: Distillation, num_virtual_tokens: int) -> int | None:
+def longest_lesson(settings: Distillation, longest_form: int = 0) -> int:
+    """Return how many tokens a lesson may have, whose form has at most so many."""
+    return PARTS * settings.max_new_tokens + max(SLACK, longest_form)
+
+
+def room_to_read(readable: int | None, lesson: int, num_virtual_tokens: int) -> int | None:
     """Return how many of the tokens that a base reads at once remain before a lesson, None for any number.
 
     Raises `ContextLengthError` where prefix and lesson do not fit.
     """
     if readable is None:
         return None
-    lesson = _longest_lesson(settings)
     if readable - lesson < max(num_virtual_tokens, 1):
         raise ContextLengthError(
             f"the prefix ({num_virtual_tokens} tokens) and a lesson (up to {lesson}) need more than the {readable} "
@@ -36,7 +40,7 @@ def room_to_read(readable: int | None, settings: Distillation, num_virtual_token
     return readable - lesson
 
 
-def chunk_length(settings: Distillation, num_tokens: int, room: int | None) -> int:
+def chunk_length(settings: Distillation, num_tokens: int, room: int | None, lesson: int) -> int:
     """Return how many tokens of a document are read at once, by default half of them.
 
     A base that always reads the same asks the same; chunks that begin elsewhere each time have it ask about more.
@@ -47,11 +51,7 @@ def chunk_length(settings: Distillation, num_tokens: int, room: int | None) -> i
         return usual if room is None else min(usual, room)
     if room is not None and settings.chunk_length > room:
         raise ConfigError(
-            f"chunk_length is {settings.chunk_length}; with a lesson of up to {_longest_lesson(settings)} tokens "
+            f"chunk_length is {settings.chunk_length}; with a lesson of up to {lesson} tokens "
             f"behind it, the positions of this model leave room for {room}."
         )
     return settings.chunk_length
-
-
-def _longest_lesson(settings: Distillation) -> int:
-    return PARTS * settings.max_new_tokens + SLACK

@@ -25,7 +25,7 @@ from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
 from antefix.training.resume import RunFolder
-from antefix.training.split import MOST_HELD_OUT
+from antefix.training.split import LEAST_TO_DRAW_FROM, kept_together, num_held_out
 from antefix.training.trainer import FILE_NAME
 
 LESSONS_NAME = "lessons"
@@ -119,14 +119,21 @@ def _study(study: Study, folder: Path, console: Console) -> list[Round]:
 
 
 def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
-    """Return the lessons to train on, and every tenth, which is held out."""
+    """Return the lessons to train on, and those about every tenth question, or else every tenth, which are held out."""
     lessons = [lesson for one in studied for lesson in one.lessons]
-    held_out = set(range(9, len(lessons), 10)[:MOST_HELD_OUT])
-    if not held_out:
+    groups = kept_together(
+        [tuple(lesson.ids[: lesson.is_written.index(True)]) for lesson in lessons],
+        [tuple(lesson.ids) for lesson in lessons],
+    )
+    chosen = groups[9::10][: num_held_out(groups)]
+    if not chosen and len(groups) > 1 and len(lessons) >= LEAST_TO_DRAW_FROM:
+        chosen = [min(groups, key=len)]  # the base wrote the same few again and again
+    if not chosen:
         raise DataError(
-            f"the base wrote {len(lessons)} usable lessons, too few to hold some out; raise num_lessons, or take a "
-            "base that follows such prompts."
+            f"the base wrote {len(lessons)} usable lessons, {len(groups)} of them different, too few to hold some out; "
+            "raise num_lessons or temperature, or take a base that follows such prompts."
         )
+    held_out = {place for group in chosen for place in group}
     return (
         [lesson for number, lesson in enumerate(lessons) if number not in held_out],
         [lessons[number] for number in sorted(held_out)],

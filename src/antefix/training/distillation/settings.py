@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from antefix.config import PrefixConfig
@@ -35,9 +35,10 @@ class Distillation:
     `num_lessons` lessons about them of the `kinds` given, drawn evenly, in parts of at most `max_new_tokens`. With
     `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
     are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
-    (`objective="kl"`), or the tokens alone (`"next-token"`). `prefix` holds settings of `PrefixConfig`; without a
-    `num_virtual_tokens` it is a tenth of the document, and what starts from text keeps its first token, the attention
-    sink, as it is. `eval_data` are questions with answers to measure it by.
+    (`objective="kl"`), or the tokens alone (`"next-token"`). `prefix` holds settings of `PrefixConfig`, or is
+    one, of which what is not the default counts, and the number of tokens; without a `num_virtual_tokens` it is a tenth
+    of the document, and what starts from text keeps its first token, the attention sink, as it is. `eval_data` are
+    questions with answers to measure it by.
     """
 
     model: str
@@ -67,6 +68,12 @@ class Distillation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.prefix, PrefixConfig):
+            object.__setattr__(self, "prefix", _settings_of(self.prefix))
+        if not isinstance(self.prefix, Mapping):
+            raise ConfigError(f"prefix is {self.prefix!r}; it must be a PrefixConfig or a mapping of its settings.")
+        if not isinstance(self.kinds, Sequence):
+            raise ConfigError(f"kinds is {self.kinds!r}; it must be a list of {', '.join(map(repr, KINDS))}.")
         kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
         object.__setattr__(self, "kinds", kinds)
         check_types(self, but=("prefix", "kinds", "objective"))
@@ -126,3 +133,9 @@ class Distillation:
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, as `from_settings` takes them."""
         return {**asdict(self), "prefix": dict(self.prefix), "kinds": list(self.kinds)}
+
+
+def _settings_of(config: PrefixConfig) -> dict[str, Any]:
+    """Return what a config says: what it leaves as it is by default may depend on the document."""
+    kept = (item for item in fields(config) if getattr(config, item.name) != item.default)
+    return {"num_virtual_tokens": config.num_virtual_tokens} | {item.name: getattr(config, item.name) for item in kept}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import torch
 
 from antefix.bank import PrefixBank
+from antefix.errors import UnsupportedModelError
 from antefix.initialize import token_prefix
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.targets import Targets
@@ -15,6 +17,10 @@ from antefix.training.generation import before_end, ends_of, generate_ids
 from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
 
 _NAME = "what the teacher reads"
+MOST_TRIED = 32
+"""How many tokens show whether a base reads a text that it has as a prefix."""
+_LARGEST_GAP, _NO_GAP = 0.1, 0.01
+"""How far a text read as a prefix may be from the text in context: a share of how far no text is, or so many nats."""
 
 
 class Teacher:
@@ -52,6 +58,27 @@ class Teacher:
                 yield
         finally:
             self.bank.remove(_NAME)
+
+    def check_reads(self, text: Sequence[int], readable: int | None) -> None:
+        """Raise `UnsupportedModelError` for a base to which a prefix says something else than its text in context.
+
+        Layers that carry what was read in a state, in place of keys and values, know nothing of the prefix. The text,
+        over and over, is tried as far as the base reads it at once.
+        """
+        text = list(islice(cycle(text), min(MOST_TRIED, readable or MOST_TRIED)))
+        half = len(text) // 2
+        drafts, read = [Draft(text[:half], [], text[half:], [True] * len(text[half:]))], max(half - 1, 0)
+        with self.reading([]):
+            in_context, without = (self.targets(drafts, num_read)[0].own for num_read in (0, read))
+        with self.reading(text[:read]):
+            as_prefix = self.targets(drafts, read)[0].own
+        gap, widest = ((found - in_context).abs().max().item() for found in (as_prefix, without))
+        if gap > max(_LARGEST_GAP * widest, _NO_GAP):
+            raise UnsupportedModelError(
+                f"{type(self.bank.model).__name__} does not read a text that stands before it as a prefix, as its "
+                "layers carry text in a state that is no key and no value; distill takes a base whose every layer "
+                "attends."
+            )
 
     def write(self, rows: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
         """Return what is sampled after each row, up to and with the token that ends it, or the most tokens."""

@@ -1,4 +1,4 @@
-"""`DistillationTrainer`: PrefixTrainer, whose loss is the distance to a teacher on what the teacher wrote."""
+"""`DistillationTrainer`: LabelTrainer, whose loss is the distance to a teacher on what the teacher wrote."""
 
 from __future__ import annotations
 
@@ -14,44 +14,50 @@ from transformers import PreTrainedModel
 from antefix.training.distillation.lessons import Lesson
 from antefix.training.distillation.settings import Objective
 from antefix.training.distillation.targets import Targets
-from antefix.training.tokens import pad_inputs, pad_rows
-from antefix.training.trainer import PrefixTrainer
+from antefix.training.label_trainer import LabelTrainer
+from antefix.training.tokens import IGNORED_LABEL, pad_inputs, pad_rows
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of lessons: `input_ids`, `attention_mask` and `is_written` `(row, token)`, and the targets."""
+    """Makes batches of lessons: `input_ids`, `attention_mask` and `labels` `(row, token)`, and the targets.
+
+    Labels are the ids of the tokens that were written.
+    """
 
     pad_token_id: int
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
         """Return lessons as one batch, padded on the right."""
         targets = Targets.joined([lesson.targets for lesson in lessons])
+        inputs = pad_inputs([{"input_ids": lesson.ids} for lesson in lessons], self.pad_token_id)
+        is_written = pad_rows([lesson.is_written for lesson in lessons], 0).bool()
         return {
-            **pad_inputs([{"input_ids": lesson.ids} for lesson in lessons], self.pad_token_id),
-            "is_written": pad_rows([lesson.is_written for lesson in lessons], 0).bool(),
+            **inputs,
+            "labels": inputs["input_ids"].where(is_written, IGNORED_LABEL),
             **{name: getattr(targets, name) for name in ("ids", "log_probs", "rest", "own")},
         }
 
 
 def token_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[Objective, Tensor]:
     """Return for each written token of a batch its divergence from the teacher and its negative log-likelihood."""
-    ids, written = batch["input_ids"], batch["is_written"][:, 1:]
-    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1][written]
+    labels = batch["labels"][:, 1:]
+    written = labels != IGNORED_LABEL
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs, use_cache=False).logits[:, :-1][written]
     targets = Targets(batch["ids"], batch["log_probs"], batch["rest"], batch["own"])
-    tokens = cross_entropy(logits.float(), ids[:, 1:][written], reduction="none")
+    tokens = cross_entropy(logits.float(), labels[written], reduction="none")
     return {"kl": targets.divergence(logits), "next-token": tokens}
 
 
-class DistillationTrainer(PrefixTrainer):
+class DistillationTrainer(LabelTrainer):
     """Train a prefix on lessons; `objective` is the divergence from the teacher, or the next token alone."""
 
     def __init__(self, *arguments: Any, objective: Objective, **trainer_arguments: Any) -> None:
         super().__init__(*arguments, **trainer_arguments)
         self.objective: Objective = objective
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
 
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *unused: Any, **also_unused: Any) -> Tensor:
+    def batch_mean(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return the mean over the written tokens of a batch."""
         return token_losses(model, inputs)[self.objective].mean()
 
