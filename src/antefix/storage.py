@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -97,27 +98,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Replace several files, none of them before all are on the disk; raises `ConfigError` for what is a folder."""
+    """Replace several files, none of them before all are on the disk; raises `ConfigError` for what is a folder.
+
+    What replaces a file keeps its permissions, and a link stays one.
+    """
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
             if path.is_dir():
                 raise ConfigError(f"'{path}' is a folder; name a file.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".antefix-")
-            written[path] = Path(temporary)
-            with os.fdopen(handle, "wb") as file:
+            place = path.resolve()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            written[place] = temporary = place.with_name(f".antefix-{secrets.token_hex(8)}")
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-        for path, temporary_path in written.items():
-            os.replace(temporary_path, path)
+            if place.exists():
+                shutil.copymode(place, temporary)
+        for place, temporary in written.items():
+            os.replace(temporary, place)
     except BaseException:
-        for temporary_path in written.values():
-            temporary_path.unlink(missing_ok=True)
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +258,19 @@ def test_what_a_reader_would_refuse_is_not_written(prefix: Prefix, tmp_path: Pat
     with pytest.raises(antefix.PrefixFormatError, match="has 1,048,577 virtual tokens; a prefix has at most 1,048,576"):
         antefix.save_prefix(Prefix((site,), long, long), tmp_path / "p.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are another thing there")
+def test_what_replaces_a_file_keeps_its_permissions_and_a_link_to_it(prefix: Prefix, tmp_path: Path) -> None:
+    file, link = tmp_path / "there" / "p.safetensors", tmp_path / "link.safetensors"
+    usual = tmp_path / "usual"
+    usual.touch()
+    antefix.save_prefix(prefix, file)
+    assert file.stat().st_mode == usual.stat().st_mode
+    file.chmod(0o600)
+    link.symlink_to(file)
+    other = random_prefix(SITES, 3)
+    antefix.save_prefix(other, link)
+    assert (link.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (True, 0o600)
+    assert antefix.load_prefix(file).content_hash() == other.content_hash()
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
