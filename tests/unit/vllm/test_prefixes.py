@@ -122,6 +122,15 @@ BASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "layers without attention",
     ),
+    "shared keys": (
+        {
+            "model_type": "gemma4_text", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 8, "global_head_dim": 8, "vocab_size": 32, "intermediate_size": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 32,
+        },
+        "take their keys and values from others",
+    ),
 }  # fmt: skip
 
 
