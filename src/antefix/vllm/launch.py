@@ -41,7 +41,7 @@ def served_names(base: str, passed_on: Sequence[str]) -> list[str]:
     collecting = False
     for argument in passed_on:
         flag, _, value = argument.partition("=")
-        if argument.startswith("--"):
+        if argument.startswith("-"):
             collecting = flag.replace("_", "-") == "--served-model-name"
             names += [value] if collecting and value else []
         elif collecting:

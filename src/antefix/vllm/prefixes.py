@@ -78,8 +78,14 @@ class Prefixes(Mapping[str, Ticket]):
     def use(self, name: str, sampling_params: Any) -> Any:
         """Return a copy of vLLM's `SamplingParams` that answers with a prefix.
 
-        Raises `ConfigError` for prompt log-probabilities: vLLM would compute the prefix's positions anew for them.
+        Raises `ConfigError` for vLLM's parameters of other kinds, such as `BeamSearchParams`, and for prompt
+        log-probabilities: vLLM would compute the prefix's positions anew for them.
         """
+        if not hasattr(sampling_params, "extra_args"):
+            raise ConfigError(
+                f"{type(sampling_params).__name__} cannot be used with a prefix, which vLLM would drop between its "
+                "steps; sample by SamplingParams, with n instead of beams."
+            )
         if sampling_params.prompt_logprobs is not None:
             raise ConfigError("prompt_logprobs cannot be had with a prefix: vLLM would compute its positions anew.")
         chosen = copy.copy(sampling_params)

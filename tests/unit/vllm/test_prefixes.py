@@ -152,6 +152,8 @@ def test_a_choice_for_one_request(prefixes: Prefixes, tmp_path: Path) -> None:
     assert params.extra_args == {"mine": 1}
     with pytest.raises(antefix.ConfigError, match="prompt_logprobs"):
         prefixes.use("a", SimpleNamespace(prompt_logprobs=0, extra_args=None))
+    with pytest.raises(antefix.ConfigError, match="SimpleNamespace cannot be used with a prefix"):
+        prefixes.use("a", SimpleNamespace(beam_width=2, max_tokens=3))  # as vLLM's BeamSearchParams
 
 
 def test_an_engine_without_prefixes_is_told_apart(prefixes: Prefixes) -> None:
