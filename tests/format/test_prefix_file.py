@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -302,6 +303,13 @@ def test_the_longest_name_that_a_folder_takes(prefix: Prefix, tmp_path: Path) ->
     antefix.save_prefix(prefix, path)
     assert antefix.load_prefix(path).content_hash() == prefix.content_hash()
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name is text")
+def test_a_name_that_is_no_text(prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.safetensors")
+    antefix.save_prefix(prefix, path)
+    assert verify_prefix(path).content_hash() == prefix.content_hash()
 
 
 def test_what_a_reader_would_refuse_is_not_written(prefix: Prefix, tmp_path: Path) -> None:
