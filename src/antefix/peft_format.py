@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, geometry_fingerprint
 from antefix.sites import Kind, Site, discover_sites, readers
-from antefix.storage import storable, write_together
+from antefix.storage import read_tensors, storable, write_together
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -143,11 +142,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             f"'{folder}' holds {PICKLE_NAME}, a pickle, which can run any code when it is read; save it anew by PEFT's "
             "save_pretrained, which writes safetensors."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {error}.") from error
+    _, tensors = read_tensors(path)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise PrefixFormatError(f"'{path}' holds '{name}' as {tensor.dtype}; {EXPECTED_DTYPES}.")

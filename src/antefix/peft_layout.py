@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from antefix.errors import PrefixFormatError, PrefixMismatchError, UnsupportedModelError
 from antefix.prefix import Prefix
 from antefix.shapes import Float
-from antefix.sites import Site
+from antefix.sites import Site, shares_keys
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def peft_sites(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[Site, ...
             f"{type(model).__name__} has attention in layers {layers}; PEFT's prefixes are for models that have it in "
             "every layer once."
         )
-    if any(getattr(model.get_submodule(site.path), "is_kv_shared_layer", False) for site in chosen):
+    if any(shares_keys(model, site) for site in chosen):
         raise UnsupportedModelError(
             f"layers of {type(model).__name__} share their keys and values; antefix does not read or write PEFT's "
             "prefixes for such models."

@@ -168,6 +168,11 @@ def device_of(model: PreTrainedModel) -> torch.device:
     return torch.device(next((device for device in devices if device is not None), "meta"))
 
 
+def shares_keys(model: PreTrainedModel, site: Site) -> bool:
+    """Tell whether a site's attention takes its keys and values from another layer, and its cache with them."""
+    return bool(getattr(model.get_submodule(site.path), "is_kv_shared_layer", False))
+
+
 def takes_keywords(module: nn.Module) -> bool:
     """Tell whether a module's forward takes keywords that it does not know."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())

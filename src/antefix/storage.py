@@ -7,14 +7,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.prefix import Prefix
@@ -25,6 +25,7 @@ VERSION = "1"
 MOST_SITES = 2**16
 MOST_VIRTUAL_TOKENS = 2**20
 """What a file may hold, far above any model there is: a reader need not trust it with more."""
+_MOST_BYTES_OF_HEADER = 100_000_000  # safetensors' own limit
 
 
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
@@ -61,22 +62,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
 
 def load_prefix(path: str | os.PathLike[str]) -> Prefix:
     """Read a prefix from a file; raises `PrefixFormatError` for one that is not intact."""
-    path = Path(path)
-    if not path.is_file():
-        raise PrefixFormatError(f"there is no prefix file at '{path}'.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            _check_header(header, path)
-            sites, metadata = _read_header(header, path)
-            names = set(file.keys())
-            _check_names(names, sites, path)
-            with torch.inference_mode(False):  # what is kept may be of use to a training step, too
-                # Copied out of the mapped file: whoever writes over it does not change the prefix.
-                tensors = {name: file.get_tensor(name).clone() for name in sorted(names)}
-    except (SafetensorError, OSError) as error:
-        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
-    return _assemble(path, header, sites, tensors, metadata)
+    return _read(Path(path))[0]
 
 
 def verify_prefix(path: str | os.PathLike[str]) -> Prefix:
@@ -84,12 +70,31 @@ def verify_prefix(path: str | os.PathLike[str]) -> Prefix:
 
     One is of sites, keys and values, one of the modules trained beside them; the first files tell neither.
     """
-    prefix = load_prefix(path)
-    with safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    if any(told.get(name, now) != now for name, now in _hashes(prefix).items()):
+    prefix, header = _read(Path(path))
+    if any(header.get(name, now) != now for name, now in _hashes(prefix).items()):
         raise PrefixFormatError(f"'{path}' holds other numbers than it was saved with; it was damaged or changed.")
     return prefix
+
+
+def read_tensors(
+    path: Path, check: Callable[[Mapping[str, str], Path], None] | None = None
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return metadata and tensors of a safetensors file; `check` may refuse by its metadata before more is read.
+
+    The file is opened once and read, not mapped: one that is put in its place meanwhile changes nothing, and one that
+    is written over is cut short, where the pages of a mapped one would be gone and the process with them (SIGBUS).
+    Raises `PrefixFormatError` for one that is not intact.
+    """
+    try:
+        with path.open("rb") as file:
+            start, metadata = _start_of(file)
+            if check is not None:
+                check(metadata, path)
+            content = start + file.read()
+        with torch.inference_mode(False):  # what is kept may be of use to a training step, too
+            return metadata, load(content)
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type that torch does not have
+        raise PrefixFormatError(f"'{path}' is not an intact safetensors file: {_short(error)}.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -136,6 +141,31 @@ def _hashes(prefix: Prefix) -> dict[str, str]:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {"content": prefix.content_hash(), "modules": digest.hexdigest()}
+
+
+def _start_of(file: BinaryIO) -> tuple[bytes, dict[str, str]]:
+    """Read a file up to its numbers; return that, and its metadata, which safetensors checks with all of the file."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if length > _MOST_BYTES_OF_HEADER:
+        raise SafetensorError("its header is too long")
+    start += file.read(length)
+    try:
+        header = json.loads(start[8:])
+    except (ValueError, RecursionError) as error:
+        raise SafetensorError(f"its header is no JSON: {error}") from error
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return start, metadata if isinstance(metadata, dict) else {}
+
+
+def _read(path: Path) -> tuple[Prefix, dict[str, str]]:
+    """Return a prefix and the header that it was read with."""
+    if not path.is_file():
+        raise PrefixFormatError(f"there is no prefix file at '{path}'.")
+    header, tensors = read_tensors(path, _check_header)
+    sites, metadata = _read_header(header, path)
+    _check_names(set(tensors), sites, path)
+    return _assemble(path, header, sites, tensors, metadata), header
 
 
 def _check_header(header: Mapping[str, str], path: Path) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import antefix
 from antefix.cli.main import app
 from antefix.vllm import settings
-from antefix.vllm.launch import server_arguments
+from antefix.vllm.launch import served_names, server_arguments
 from tests.unit.vllm.test_prefixes import some_prefix
 
 
@@ -59,6 +59,12 @@ def test_what_is_refused_before_the_start(known: None, tmp_path: Path) -> None:
         code, output = run("embedded", *arguments)
         assert (code in (1, 2), "Traceback" in output) == (True, False), output
         assert about in output.replace("\n", " "), output
+
+
+@pytest.mark.parametrize("after", [["-tp", "2"], ["--port", "8000"], ["--port=8000"], []])
+def test_the_names_of_the_base_end_at_the_next_option(after: list[str]) -> None:
+    assert served_names("my/model", ["--served-model-name", "a", "b", *after]) == ["a", "b"]
+    assert served_names("my/model", after) == ["my/model"]
 
 
 def test_a_vllm_that_answers_for_any_name_is_refused(known: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,6 +305,16 @@ def test_a_vision_language_model_fits_whether_or_not_images_were_shown(shown_ima
     assert read_peft(tmp_path, model, back).metadata["fingerprint"] == fingerprint
 
 
+def test_a_head_does_not_change_with_its_file(folder: Path) -> None:
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file(load_file(path) | {"base_model.score.weight": torch.ones(3, 3)}, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": ["score"]}))
+    prefix = read_peft(folder, build_model("llama"))
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(prefix.modules["score:weight"], torch.ones(3, 3))
+
+
 def test_numbers_of_eight_bits_are_refused_in_a_sentence(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     save_file({"prompt_embeddings": load_file(path)["prompt_embeddings"].to(torch.float8_e4m3fn)}, path)

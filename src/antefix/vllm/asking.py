@@ -8,7 +8,7 @@ from typing import Any
 from antefix.vllm.ticket import PARAMETER, Ticket
 
 _TEXT_PARTS = {"text", "input_text", "output_text", "refusal", "thinking"}
-_TOKENS_OF_A_TEMPLATE = 512
+_MOST_SPECIAL_TOKENS = 64  # far more than any tokenizer puts around a prompt
 
 _OF_TOKENIZE = (
     "add_special_tokens",
@@ -18,6 +18,8 @@ _OF_TOKENIZE = (
     "chat_template_kwargs",
     "tools",
 )
+_OF_TEMPLATE = ("documents", "reasoning_effort")
+"""What a chat's template is given beside its keywords, and `/tokenize` takes among them alone."""
 _REFUSED = {
     "prompt_logprobs": "vLLM would compute the prefix's positions anew for them",
     "echo": "the prefix has no text to repeat; take the prompt you sent",
@@ -56,6 +58,10 @@ def prompts_to_count(request: Mapping[str, Any]) -> list[Any]:
     """Return what has a length: the token ids of a prompt, or what vLLM's `/tokenize` makes token ids of."""
     common = {name: request[name] for name in _OF_TOKENIZE if name in request}
     if "messages" in request:
+        keywords = {name: request[name] for name in _OF_TEMPLATE if request.get(name) is not None}
+        given = request.get("chat_template_kwargs") or {}
+        if keywords and isinstance(given, dict):
+            common["chat_template_kwargs"] = given | keywords
         return [common | {"messages": request["messages"]}]
     prompts = request.get("prompt")
     is_one = not isinstance(prompts, list) or all(isinstance(token, int) for token in prompts)
@@ -66,14 +72,18 @@ def prompts_to_count(request: Mapping[str, Any]) -> list[Any]:
 
 
 def surely_fits(request: Mapping[str, Any], num_bytes: int, num_virtual_tokens: int, room: int) -> bool:
-    """Tell whether a request fits however its text is cut into tokens; a token has at least one byte."""
-    return num_virtual_tokens + num_bytes + _TOKENS_OF_A_TEMPLATE + most_tokens(request) <= room
+    """Tell whether a request fits however its text is cut into tokens; a token has at least one byte.
+
+    Of a chat nobody knows before it is counted: its template may write any length of text.
+    """
+    needed = num_virtual_tokens + num_bytes + _MOST_SPECIAL_TOKENS + most_tokens(request)
+    return "messages" not in request and needed <= room
 
 
 def too_long(request: Mapping[str, Any], num_tokens: int, num_virtual_tokens: int, room: int) -> str | None:
     """Return why a prompt of `num_tokens`, of which vLLM may cut some off, does not fit behind a prefix, or None."""
-    most, kept = most_tokens(request), request.get("truncate_prompt_tokens")
-    if isinstance(kept, int) and kept >= 0:
+    most, kept = most_tokens(request), _number(request.get("truncate_prompt_tokens"))
+    if kept is not None and kept >= 0:
         num_tokens = min(num_tokens, kept)
     needed = num_virtual_tokens + num_tokens + most
     if needed <= room:
@@ -86,8 +96,17 @@ def too_long(request: Mapping[str, Any], num_tokens: int, num_virtual_tokens: in
 
 def most_tokens(request: Mapping[str, Any]) -> int:
     """Return how many tokens a request wants written, one where it leaves that open."""
-    asked = (request.get(parameter) for parameter in ("max_completion_tokens", "max_tokens"))
-    return max(1, next((most for most in asked if isinstance(most, int)), 1))
+    names = ("max_completion_tokens", "max_tokens") if "messages" in request else ("max_tokens",)
+    asked = (_number(request.get(name)) for name in names)
+    return max(1, next((most for most in asked if most is not None), 1))
+
+
+def _number(told: Any) -> int | None:
+    """Return the number that vLLM takes something for, also a text or a fraction; None where it is none."""
+    try:
+        return told if isinstance(told, int) else int(float(told))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _is_text(part: Mapping[str, Any]) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from antefix.errors import ConfigError
 from antefix.sources import source_of
 from antefix.vllm.settings import engine_args
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
 
 _ANY_NAME = "VLLM_SKIP_MODEL_NAME_VALIDATION"
 
@@ -36,7 +41,7 @@ def served_names(base: str, passed_on: Sequence[str]) -> list[str]:
     collecting = False
     for argument in passed_on:
         flag, _, value = argument.partition("=")
-        if argument.startswith("--"):
+        if argument.startswith("-"):
             collecting = flag.replace("_", "-") == "--served-model-name"
             names += [value] if collecting and value else []
         elif collecting:
@@ -48,11 +53,23 @@ def run_server(arguments: Sequence[str]) -> None:
     """Run `vllm serve` in this process until it is stopped."""
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    command = ServeSubcommand()
+    parsed = parse(command, arguments)
+    command.validate(parsed)
+    command.cmd(parsed)
+
+
+def parse(command: ServeSubcommand, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what vLLM takes its arguments for, and what its --config files say; raises `ConfigError`."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser(prog="antefix")
-    command = ServeSubcommand()
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
-    parsed = parser.parse_args([command.name, *arguments])
-    command.validate(parsed)
-    command.cmd(parsed)
+    parsed: argparse.Namespace = parser.parse_args([command.name, *arguments])
+    if parsed.kv_offloading_size is not None:
+        raise ConfigError(
+            "kv_offloading_size is set, and vLLM would offload its cache by another connector in the place of "
+            "antefix's, through which the prefixes come; leave it out."
+        )
+    return parsed

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from antefix.errors import ConfigError, PrefixMismatchError, UnknownPrefixError, UnsupportedModelError
 from antefix.meta import shapes_only
 from antefix.prefix import Prefix, geometry_fingerprint
-from antefix.sites import Site, discover_sites
+from antefix.sites import Site, discover_sites, shares_keys
 from antefix.storage import verify_prefix
 from antefix.vllm.settings import CONNECTOR
 from antefix.vllm.ticket import Ticket, make_secret
@@ -78,8 +78,14 @@ class Prefixes(Mapping[str, Ticket]):
     def use(self, name: str, sampling_params: Any) -> Any:
         """Return a copy of vLLM's `SamplingParams` that answers with a prefix.
 
-        Raises `ConfigError` for prompt log-probabilities: vLLM would compute the prefix's positions anew for them.
+        Raises `ConfigError` for vLLM's parameters of other kinds, such as `BeamSearchParams`, and for prompt
+        log-probabilities: vLLM would compute the prefix's positions anew for them.
         """
+        if not hasattr(sampling_params, "extra_args"):
+            raise ConfigError(
+                f"{type(sampling_params).__name__} cannot be used with a prefix, which vLLM would drop between its "
+                "steps; sample by SamplingParams, with n instead of beams."
+            )
         if sampling_params.prompt_logprobs is not None:
             raise ConfigError("prompt_logprobs cannot be had with a prefix: vLLM would compute its positions anew.")
         chosen = copy.copy(sampling_params)
@@ -109,11 +115,13 @@ def _check_base(model: PreTrainedModel, sites: tuple[Site, ...]) -> None:
         why = "has layers without attention, whose state vLLM would begin from nothing"
     elif any(site.key_dim != site.value_dim for site in sites):
         why = "has keys and values of different sizes (multi-head latent attention), which vLLM keeps compressed"
+    elif any(shares_keys(model, site) for site in sites):
+        why = "has layers that take their keys and values from others, where vLLM has no place for a prefix"
     else:
         return
     raise UnsupportedModelError(
-        f"{type(model).__name__} {why}; vLLM can serve prefixes of decoder-only models with attention at every layer. "
-        "`antefix generate` and the library run this one."
+        f"{type(model).__name__} {why}; vLLM can serve prefixes of decoder-only models whose every layer has attention "
+        "with keys and values of its own. `antefix generate` and the library run this one."
     )
 
 

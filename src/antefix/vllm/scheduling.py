@@ -130,7 +130,10 @@ class Scheduling:
         self._refused.add(request.request_id)
 
     def _state(self, ticket: Ticket) -> _State | None:
+        """Return how far a prefix has come, None where it is to be read: what another file failed to hold, this may."""
         residence = self._residences.get(ticket.content)
+        if residence and residence.state is _State.FAILED and residence.reading.ticket.path != ticket.path:
+            return None
         return residence.state if residence else None
 
     def _awaited(self, reading: Reading) -> _Residence | None:

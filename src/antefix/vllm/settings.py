@@ -46,6 +46,8 @@ def engine_args(max_resident_prefixes: int = 64) -> dict[str, Any]:
     return {
         "kv_transfer_config": {
             "kv_connector": CONNECTOR,
+            # vLLM takes no connector from elsewhere then, whatever another setting of it puts in this one's place.
+            "kv_connector_module_path": "antefix.vllm.connector",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "fail",  # vLLM's other policy would compute a prefix from its placeholders
             "kv_connector_extra_config": {MAX_RESIDENT_PREFIXES: max_resident_prefixes},

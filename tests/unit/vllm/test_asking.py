@@ -59,10 +59,15 @@ def test_tickets_that_clients_write(value: Any) -> None:
     [
         ({}, 1),
         ({"max_tokens": 7}, 7),
-        ({"max_completion_tokens": 5, "max_tokens": 7}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": 7, "messages": []}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": 7}, 7),
         ({"max_tokens": None}, 1),
         ({"max_tokens": -3}, 1),
-        ({"max_tokens": "7"}, 1),
+        ({"max_tokens": "7"}, 7),
+        ({"max_tokens": 7.0}, 7),
+        ({"max_tokens": "many"}, 1),
+        ({"max_tokens": float("inf")}, 1),
+        ({"max_tokens": [7]}, 1),
     ],
 )
 def test_how_much_is_to_be_written(request_: dict[str, Any], most: int) -> None:
@@ -76,9 +81,14 @@ def test_room_is_counted_to_the_last_position() -> None:
     assert too_long(cut, 2000, 100, room=128) is None
     assert "129 positions" in (too_long(cut | {"truncate_prompt_tokens": 21}, 2000, 100, room=128) or "")
     assert too_long(cut | {"truncate_prompt_tokens": -1}, 2000, 100, room=128) is not None
-    # A prompt of bytes that all were tokens, in a template of 512 tokens.
-    assert surely_fits({"max_tokens": 8}, 20, 100, room=640)
-    assert not surely_fits({"max_tokens": 8}, 21, 100, room=640)
+    assert "129 positions" in (too_long(cut | {"truncate_prompt_tokens": "21"}, 2000, 100, room=128) or "")
+    # A prompt of bytes that all were tokens, between 64 special ones.
+    assert surely_fits({"max_tokens": 8}, 20, 100, room=192)
+    assert not surely_fits({"max_tokens": 8}, 21, 100, room=192)
+
+
+def test_a_chat_is_always_counted() -> None:
+    assert not surely_fits({"messages": [], "max_tokens": 8}, 20, 100, room=2**20)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +108,8 @@ def test_every_form_of_a_prompt_is_counted(prompt: Any, expected: list[Any]) -> 
 def test_a_conversation_is_counted_as_it_is_rendered() -> None:
     request = {"messages": [{"role": "user"}], "tools": [1], "stream": True, "add_generation_prompt": False}
     assert prompts_to_count(request) == [{"messages": [{"role": "user"}], "tools": [1], "add_generation_prompt": False}]
+    request |= {"documents": [{"text": "a"}], "reasoning_effort": "high", "chat_template_kwargs": {"b": 1}}
+    keywords = {"documents": [{"text": "a"}], "reasoning_effort": "high", "b": 1}
+    assert prompts_to_count(request)[0]["chat_template_kwargs"] == keywords
+    request["chat_template_kwargs"] = "none, as vLLM will say"
+    assert prompts_to_count(request)[0]["chat_template_kwargs"] == request["chat_template_kwargs"]

@@ -122,6 +122,15 @@ BASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "layers without attention",
     ),
+    "shared keys": (
+        {
+            "model_type": "gemma4_text", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 8, "global_head_dim": 8, "vocab_size": 32, "intermediate_size": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 32,
+        },
+        "take their keys and values from others",
+    ),
 }  # fmt: skip
 
 
@@ -143,6 +152,8 @@ def test_a_choice_for_one_request(prefixes: Prefixes, tmp_path: Path) -> None:
     assert params.extra_args == {"mine": 1}
     with pytest.raises(antefix.ConfigError, match="prompt_logprobs"):
         prefixes.use("a", SimpleNamespace(prompt_logprobs=0, extra_args=None))
+    with pytest.raises(antefix.ConfigError, match="SimpleNamespace cannot be used with a prefix"):
+        prefixes.use("a", SimpleNamespace(beam_width=2, max_tokens=3))  # as vLLM's BeamSearchParams
 
 
 def test_an_engine_without_prefixes_is_told_apart(prefixes: Prefixes) -> None:

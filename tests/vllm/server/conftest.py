@@ -12,7 +12,10 @@ from tests.vllm.conftest import World
 from tests.vllm.server.served import NUM_PREFIXES, ROOM, Served
 from tests.vllm.serving import serving
 
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if reasoning_effort == 'high' %}{{ 'word ' * 300 }}{% endif %}assistant:"
+)
 
 
 @pytest.fixture(scope="package")

@@ -41,6 +41,14 @@ def test_what_cannot_be_had_with_a_prefix(served: Served, settings: dict[str, An
     assert message.endswith(".")
 
 
+def test_a_chat_is_as_long_as_its_template_makes_it(served: Served) -> None:
+    create = served.client.chat.completions.create
+    status, message = refused(
+        lambda: create(model="p1", messages=CHAT, max_completion_tokens=5, reasoning_effort="high")
+    )
+    assert (status, "positions" in message) == (400, True), message
+
+
 def test_images_are_refused(served: Served) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     messages: Any = [{"role": "user", "content": [part]}]
