@@ -35,6 +35,12 @@ def test_the_version_is_checked_at_the_start(found: str | None, about: str, monk
     assert "0.32" in output
 
 
+def test_the_base_comes_first(known: None) -> None:
+    code, output = run("--port", "8000", "embedded")
+    assert code == 1
+    assert "it comes first: antefix serve MODEL --port" in " ".join(output.split())
+
+
 def test_what_is_refused_before_the_start(known: None, tmp_path: Path) -> None:
     prefixes = antefix.vllm.Prefixes("embedded")
     good = tmp_path / "good.safetensors"

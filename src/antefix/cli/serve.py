@@ -39,6 +39,8 @@ def serve(
     from antefix.vllm.prefixes import Prefixes, files_in
     from antefix.vllm.roster import posted_roster
 
+    if base.startswith("-"):  # an option of vLLM's, of which nobody here knows whether a value follows
+        raise ConfigError(f"'{base}' stands where the base model does; it comes first: antefix serve MODEL {base} ...")
     arguments = server_arguments(base, max_resident_prefixes, context.args)
     files = files_in(prefix_dir) if prefix_dir is not None else {}
     for entry in prefix or []:
