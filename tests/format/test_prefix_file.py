@@ -8,9 +8,7 @@ import json
 import os
 import stat
 import struct
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,56 +120,6 @@ def test_a_prefix_does_not_change_with_its_file(prefix: Prefix, tmp_path: Path) 
         file.seek(size - 400)
         file.write(bytes(400))
     assert loaded.content_hash() == prefix.content_hash()
-
-
-CUT_SHORT = """
-import json, os, sys, antefix
-path, loads = sys.argv[1], json.loads
-def cut_and_parse(text):
-    os.truncate(path, 0)  # as `cp` begins
-    return loads(text)
-json.loads = cut_and_parse
-try:
-    antefix.load_prefix(path)
-except antefix.PrefixFormatError as error:
-    print(error)
-"""
-
-
-def test_a_file_that_is_written_over_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    antefix.save_prefix(random_prefix([Site("layer", "decoder", 0, 4, 64, 64)], 256), path)
-    command = [sys.executable, "-W", "ignore", "-c", CUT_SHORT, str(path)]  # a mapped file would end its reader
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "not an intact safetensors file" in done.stdout) == (0, True), done.stderr
-
-
-def test_a_file_that_is_replaced_while_it_is_verified_is_one_or_the_other(prefix: Prefix, tmp_path: Path) -> None:
-    path, stop = tmp_path / "p.safetensors", threading.Event()
-    both = [prefix, antefix.concat([prefix, prefix])]
-    antefix.save_prefix(both[0], path)
-
-    def replace() -> None:
-        while not stop.is_set():
-            for other in both:
-                antefix.save_prefix(other, path)
-
-    writer = threading.Thread(target=replace)
-    writer.start()
-    try:
-        assert {verify_prefix(path).num_virtual_tokens for _ in range(300)} <= {5, 10}
-    finally:
-        stop.set()
-        writer.join()
-
-
-def test_what_is_no_prefix_is_refused_before_its_numbers_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"weight": torch.zeros(3)}, path)
-    with path.open("r+b") as file:
-        file.truncate(2**40)  # a hole, which no memory would hold
-    with pytest.raises(antefix.PrefixFormatError, match="not a prefix file"):
-        antefix.load_prefix(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
