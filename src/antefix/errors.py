@@ -50,3 +50,11 @@ class UnknownPrefixError(AntefixError, KeyError):
 
 class UnsupportedModelError(AntefixError, NotImplementedError):
     """The model, or the way it is run, gives a prefix no way in."""
+
+
+def no_copies_of(model: object) -> UnsupportedModelError:
+    """Return what refuses to copy or pickle a model, as that would be with its bank's hooks and without its bank."""
+    return UnsupportedModelError(
+        f"this {type(model).__name__} has a bank of prefixes, which cannot be copied or pickled; copy the model before "
+        "attach(), or detach() the bank first."
+    )

@@ -15,17 +15,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from antefix.errors import no_copies_of
+
 
 class OuterMask:
     """Keeps the 2-D mask that the model around a stack is given without `position_ids`, until the stack takes it."""
 
     def __init__(self, outer: PreTrainedModel) -> None:
+        self._outer = outer
         self._parameters = list(inspect.signature(outer.forward).parameters)
         self._given = threading.local()
         self._hooks = [
             outer.register_forward_pre_hook(self._keep, with_kwargs=True),
             outer.register_forward_hook(self._drop, always_call=True),
         ]
+
+    def __reduce__(self) -> str:
+        """Refuse to be copied or pickled."""
+        raise no_copies_of(self._outer)
 
     def close(self) -> None:
         """Take the hooks away."""

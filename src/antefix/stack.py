@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.attention.together import Together
-from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.errors import ConfigError, UnsupportedModelError, no_copies_of
 from antefix.padding import OuterMask
 from antefix.positions import StackPositions, cache_of
 from antefix.selection import Selection, names_of, rows_of
@@ -56,11 +56,8 @@ class Stack:
         ]
 
     def __reduce__(self) -> str:
-        """Refuse to be copied or pickled, as a model would be with its hooks and without its bank."""
-        raise UnsupportedModelError(
-            f"this {type(self.module).__name__} has a bank of prefixes, which cannot be copied or pickled; copy "
-            "the model before attach(), or detach() the bank first."
-        )
+        """Refuse to be copied or pickled."""
+        raise no_copies_of(self.module)
 
     @property
     def limit(self) -> int | None:

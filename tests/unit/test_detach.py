@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import antefix
 from tests.conftest import build_model, run
+from tests.parity.families import FAMILIES
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
@@ -76,8 +79,9 @@ def test_removing_from_a_detached_bank_leaves_the_model_alone() -> None:
     assert old.names == ["r"]
 
 
-def test_a_model_is_not_copied_with_its_bank() -> None:
-    model = build_model("llama")
+@pytest.mark.parametrize("build", [lambda: build_model("llama"), FAMILIES["Gemma 3 multimodal"].build])
+def test_a_model_is_not_copied_with_its_bank(build: Callable[[], PreTrainedModel]) -> None:
+    model = build()
     expected = run(model)
     bank = antefix.attach(model)
     bank.add("p", antefix.PrefixConfig(4, init="random"))
