@@ -239,6 +239,8 @@ class PrefixBank:
     def _materialize(self, name: str, sites: Sequence[Site], cache: Any) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
         held = self._get(name)
+        if not torch.compiler.is_compiling():
+            self._heads.check_in_use(name)
         if isinstance(held, Prefix):
             return self._placement.frozen(name, held)
         needed = [source for source in held if not set(source.sites).isdisjoint(sites)]

@@ -7,6 +7,7 @@ Where positions are a bias by distance, tokens count from the sequence instead: 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def average(prefixes: Sequence[Prefix], weights: Sequence[float] | None = None) 
         # In double precision: the average of equal prefixes is then the same prefix.
         total = sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
         assert isinstance(total, Tensor)
-        return total.to(tensors[0].dtype)
+        return total.to(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
 
     modules = {name: mean([prefix.modules[name] for prefix in prefixes]) for name in first.modules}
     return _combined(prefixes, mean, modules, {"kind": "average", "weights": shares})

@@ -39,6 +39,8 @@ class Heads:
         self._copies: dict[str, dict[str, nn.Module]] = {}
         self._undo: dict[Callable[..., Any], Callable[[], None]] = {}
         """By the `forward` that lets copies compute in place of a base's module, how to take it from there."""
+        self._replaced: dict[str, nn.Module] = {}
+        """The base's modules in whose place copies compute, by path."""
 
     def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
         """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
@@ -78,6 +80,16 @@ class Heads:
     def modules(self, name: str) -> dict[str, nn.Module]:
         """Return the modules of a prefix, by the path of the base's own."""
         return dict(self._copies.get(name, {}))
+
+    def check_in_use(self, name: str) -> None:
+        """Raise `ConfigError` where a module that a prefix brings a copy of was replaced in the model since."""
+        for path in self._copies.get(name, {}):
+            parts = set(self.model.get_submodule(path).modules())
+            if self._replaced.get(path) not in parts and not any(map(self._dispatches, parts)):
+                raise ConfigError(
+                    f"'{path}' of {type(self.model).__name__} was replaced after the prefix '{name}' was added, which "
+                    "brings one in its place; replace modules first, and then add the prefix."
+                )
 
     def remove(self, name: str) -> list[nn.Module]:
         """Drop the modules of a prefix and return them."""
@@ -140,6 +152,8 @@ class Heads:
 
         def dispatch(computing: nn.Module, *args: Any, **kwargs: Any) -> Any:
             original = own or functools.partial(type(computing).forward, computing)
+            if dispatch not in self._undo:  # a copy that PEFT trains beside the base outlives the bank
+                return original(*args, **kwargs)
             return self._compute(path, original, args, kwargs)
 
         hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
@@ -152,6 +166,7 @@ class Heads:
                 hook.remove()
             self._in_use.leave_checkpoints(layers)
 
+        self._replaced[path] = module
         self._undo[dispatch] = undo
         module.forward = types.MethodType(dispatch, module)  # of a deep copy, as PEFT trains, with its own parameters
 
@@ -188,17 +203,25 @@ class Heads:
 
     def _compute(self, path: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         choices = [copies.get(path) for copies in self._in_use.held]
-        used = list(dict.fromkeys(choices))
         dtype = next(self.model.get_submodule(path).parameters()).dtype
-        outputs = [
-            original(*args, **kwargs) if module is None else _call(module, args, kwargs, dtype) for module in used
-        ]
-        if len(outputs) == 1:
-            return outputs[0]
-        if not all(isinstance(output, Tensor) for output in outputs):
-            raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
-        chosen = rows_of(choices, outputs[0].shape[0])
-        return torch.stack([outputs[used.index(module)][row] for row, module in enumerate(chosen)])
+
+        def answer(module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            return original(*args, **kwargs) if module is None else _call(module, args, kwargs, dtype)
+
+        modules = dict.fromkeys(choices)
+        if len(modules) == 1:
+            return answer(choices[0], args, kwargs)
+        batch = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), 0)
+        chosen = rows_of(choices, batch)
+        answered: dict[int, Tensor] = {}
+        for module in modules:
+            rows = [row for row, other in enumerate(chosen) if other is module]
+            own = [_rows_of(value, rows, batch) for value in args]
+            output = answer(module, own, {name: _rows_of(value, rows, batch) for name, value in kwargs.items()})
+            if not isinstance(output, Tensor) or len(output) != len(rows):
+                raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
+            answered.update(zip(rows, output, strict=True))
+        return torch.stack([answered[row] for row in range(batch)])
 
 
 def _overlap(paths: Iterable[str]) -> str | None:
@@ -207,6 +230,12 @@ def _overlap(paths: Iterable[str]) -> str | None:
         if inner.startswith(outer):
             return f"'{outer[:-1]}' and '{inner[:-1]}'"
     return None
+
+
+def _rows_of(value: Any, rows: Sequence[int], batch: int) -> Any:
+    """Return these rows of an input that has one for each of the batch."""
+    has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+    return torch.stack([value[row] for row in rows]) if has_rows else value
 
 
 def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -67,12 +67,18 @@ def outer_mask(model: PreTrainedModel, stack: PreTrainedModel) -> OuterMask | No
     return OuterMask(around[-1])
 
 
-def counted(mask: Tensor, past: int | Tensor, length: int) -> Tensor:
-    """Return the positions `(batch, token)` of the last `length` tokens, with none for what the mask hides."""
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+def counted(mask: Tensor, past: int | Tensor, length: int, skips_holes: bool = False) -> Tensor:
+    """Return the positions `(batch, token)` of the last `length` tokens, from the first one that the mask shows.
+
+    What it hides between two of them has a position, as the bare base gives it one, unless the stack skips it.
+    """
+    running = mask.bool().cumsum(-1)
+    if not skips_holes:
+        padding = (running == 0).sum(-1, keepdim=True)
+        return (torch.arange(length, device=mask.device) + past - padding).clamp(min=0)
     if isinstance(past, int):  # a mask may be as long as a static cache
-        positions = positions[:, : past + length]
-    return positions[:, -length:]
+        running = running[:, : past + length]
+    return (running[:, -length:] - 1).clamp(min=0)
 
 
 def without_padding(positions: Tensor, mask: Tensor, past: int | Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class StackPositions:
         padding = next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), None)
         counts_from_ids = any(map(_counts_from_ids, stack.modules()))
         self._first_position = cast(int, padding) + 1 if counts_from_ids and padding is not None else 0
-        self._counts_from_mask = _takes(self.table, "attention_mask")  # as OPT does
+        self._counts_from_mask = _adds_up_mask(stack)
         self._pending = threading.local()
         self._replaces_lookup = self.reads_tokens and self.table is not None and not self.takes_ids
         self._hooks = []
@@ -156,7 +156,7 @@ class StackPositions:
             mask = outer
         if mask is None:
             return bare
-        standing = counted(mask, past, length)
+        standing = counted(mask, past, length, self._counts_from_mask or self._first_position > 0)
         if isinstance(has_prefix, bool) or self._counts_from_mask:
             return standing
         return torch.where(has_prefix, standing, bare)
@@ -186,17 +186,25 @@ class StackPositions:
         return nn.functional.embedding(positions + self._first_row, self._rows).to(output.dtype)
 
 
-@functools.cache
 def _compares_positions(forward: Callable[..., Any]) -> bool:
     """Return whether a module counts tokens by their positions, or begins anew at the first, where no token stands.
 
     So blocks of compressed keys are told to lie in the past, and a recurrent state that a text begins.
     """
+    return re.search(r"position_ids(\[[^\]\n]*\])?( \+ 1\))? (//|==) ", _source_of(forward)) is not None
+
+
+@functools.cache
+def _source_of(forward: Callable[..., Any]) -> str:
     try:
-        source = inspect.getsource(forward)
+        return inspect.getsource(forward)
     except (OSError, TypeError):  # made without a file
-        return False
-    return re.search(r"position_ids(\[[^\]\n]*\])?( \+ 1\))? (//|==) ", source) is not None
+        return ""
+
+
+def _adds_up_mask(stack: nn.Module) -> bool:
+    """Return whether a stack that is given no positions counts what its mask shows, as OPT does."""
+    return re.search(r"cumsum\(\w*attention_mask", _source_of(type(stack).forward)) is not None
 
 
 def _counts_from_ids(module: nn.Module) -> bool:
@@ -221,10 +229,6 @@ def _bucket_of(attention: nn.Module) -> Callable[[Tensor], Tensor]:
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )
-
-
-def _takes(module: nn.Module | None, name: str) -> bool:
-    return module is not None and name in inspect.signature(module.forward).parameters
 
 
 def cache_of(inputs: Mapping[str, Any]) -> Cache | None:

@@ -81,9 +81,10 @@ def sites_and_cut_off(
     for call in calls:
         _refuse_own_branches(model.get_submodule(call.path))
     if model.config.is_encoder_decoder and all(call.query.shape[2] == call.key.shape[2] for call in calls):
+        advice = "attach to the whole model" if example_inputs is None else "give sequences of two lengths"
         raise UnsupportedModelError(
-            "example_inputs have as many decoder tokens as encoder tokens, which hides what is cross-attention; give "
-            "sequences of two lengths."
+            f"every attention of {type(model).__name__} has as many keys as queries, which hides what is "
+            f"cross-attention; {advice}."
         )
     first: dict[str, AttentionCall] = {}
     for call in calls:

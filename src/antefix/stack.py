@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -97,8 +98,6 @@ class Stack:
         selected = dict.fromkeys(name for name in names_of(selection) if name is not None)
         if not selected:
             return NO_PREFIXES
-        if self.module.training:
-            _refuse_reentrant_checkpointing(self.checkpointed)
         batch = _batch_size(inputs)
         if batch is None:  # the base has a sentence of its own for that
             return NO_PREFIXES
@@ -108,6 +107,8 @@ class Stack:
         if not here:
             return NO_PREFIXES
         used, prefixes = list(here), tuple(here.values())
+        if self.module.training and any(map(_trains, prefixes)):
+            _refuse_reentrant_checkpointing(self.checkpointed)
         lengths = [self._length(prefix) for prefix in prefixes]
         numbers = [used.index(name) if name in here else -1 for name in names_of(selection)]
         rows = tuple(self._rows(numbers, batch))
@@ -142,6 +143,10 @@ def _batch_size(inputs: Mapping[str, Any]) -> int | None:
     return next((int(value.shape[0]) for value in inputs.values() if isinstance(value, Tensor)), None)
 
 
+def _trains(prefix: KeysAndValues) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for pair in prefix.pairs.values() for part in pair)
+
+
 def _refuse_reentrant_checkpointing(modules: Sequence[nn.Module]) -> None:
     """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
     for module in modules:
@@ -149,6 +154,6 @@ def _refuse_reentrant_checkpointing(modules: Sequence[nn.Module]) -> None:
         checkpoint = own.get("_gradient_checkpointing_func") if own.get("gradient_checkpointing") else None
         if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
             raise UnsupportedModelError(
-                "reentrant gradient checkpointing drops the gradients of a prefix; call "
-                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+                "reentrant gradient checkpointing drops the gradients of a prefix; enable it with "
+                "{'use_reentrant': False}."
             )

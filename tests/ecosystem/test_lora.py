@@ -237,6 +237,21 @@ def test_pefts_copy_of_a_head_computes_also_where_the_prefix_came_first() -> Non
             copied.weight.mul_(2.0)
         assert torch.equal(logits(adapted_model), 2.0 * bare)
     assert torch.equal(logits(adapted_model), before)  # behind the prefix, its own head computes
+    bank.detach()
+    assert torch.equal(logits(adapted_model), 2.0 * bare)
+
+
+def test_a_merged_adapter_takes_a_head_away_and_the_bank_says_so() -> None:
+    model = peft.get_peft_model(classifier(), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=2))
+    bank = antefix.attach(model.eval())
+    bank.add("p", antefix.PrefixConfig(5, init="random", trainable_modules=["score"]))
+    expected, prefix = logits(model), bank.prefix("p")
+    merged = model.merge_and_unload()
+    with pytest.raises(antefix.ConfigError, match=r"'score' of .* was replaced"):
+        logits(merged)
+    bank.add("again", prefix)
+    with bank.use("again"):
+        torch.testing.assert_close(logits(merged), expected, atol=1e-6, rtol=0)
 
 
 def test_an_adapter_that_could_not_be_saved_is_refused(tmp_path: Path) -> None:

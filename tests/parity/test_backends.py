@@ -135,3 +135,12 @@ def test_inductor() -> None:
             for length in (7, 1):
                 ids = draw_ids(2, length)
                 assert_close(logits(compiled, input_ids=ids), logits(model, input_ids=ids))
+
+
+def test_a_cap_on_scores_is_not_dropped() -> None:
+    """Transformers' sdpa function has none, and says so."""
+    model, bank = with_prefix(FAMILIES["Gemma 2"])
+    model.config._attn_implementation = "sdpa"
+    for selection in (None, "p"):
+        with bank.use(selection), pytest.raises(ValueError, match="does not support `softcap`"):
+            logits(model, input_ids=draw_ids(2, 6))

@@ -266,3 +266,48 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
         with pytest.raises(antefix.PrefixMismatchError, match=f"'{path}', which is no head"):
             bank.add("hostile", hostile)
     assert bank.names == []
+
+
+def test_each_head_computes_its_own_rows_alone() -> None:
+    model = FAMILIES["Llama"].build()
+    bank = antefix.attach(model)
+    seen: list[int] = []
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(**CONFIG, trainable_modules=["lm_head"]))
+        bank.heads(name)["lm_head"].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    with bank.use(["a", "b", None, "a"]):
+        logits(model, input_ids=draw_ids(4, 6))
+    assert seen == [2, 1]
+
+
+def test_a_head_that_the_model_lost_is_told_of() -> None:
+    model = FAMILIES["Llama"].build()
+    bank = antefix.attach(model)
+    bank.add("a", antefix.PrefixConfig(**CONFIG, trainable_modules=["lm_head"]))
+    prefix = bank.prefix("a")
+    logits(model, input_ids=draw_ids(1, 6))
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)
+    with pytest.raises(antefix.ConfigError, match=r"'lm_head' of .* was replaced after the prefix 'a' was added"):
+        logits(model, input_ids=draw_ids(1, 6))
+    bank.add("again", prefix)
+    with bank.use("again"):
+        answered = logits(model, input_ids=draw_ids(1, 6))
+    with bank.use(None):
+        assert_far(answered, logits(model, input_ids=draw_ids(1, 6)))
+
+
+def test_heads_that_answer_with_more_than_a_tensor_cannot_share_a_batch() -> None:
+    class Answers(torch.nn.Linear):
+        def forward(self, states: Tensor) -> Any:
+            return super().forward(states), None
+
+    model = FAMILIES["Llama"].build()
+    model.lm_head = Answers(model.lm_head.in_features, model.lm_head.out_features)
+    model.forward = lambda input_ids: model.lm_head(model.model(input_ids).last_hidden_state)[0]
+    bank = antefix.attach(model)
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(**CONFIG, trainable_modules=["lm_head"]))
+    with bank.use("a"):
+        assert model(draw_ids(2, 6)).shape[0] == 2
+    with bank.use(["a", "b"]), pytest.raises(antefix.ConfigError, match="run each on its own"):
+        model(draw_ids(2, 6))

@@ -222,6 +222,49 @@ def test_a_mask_as_long_as_a_static_cache(selection: Any) -> None:
             assert_close(step, whole[:, start:stop])
 
 
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "OPT"])
+def test_a_hole_in_the_mask_stays_as_wide_as_the_base_leaves_it(name: str) -> None:
+    """Llama and GPT-2 count the hidden columns between two shown ones, OPT does not."""
+    model = FAMILIES[name].build()
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 1, 0, 1]])
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        answered = logits(model, input_ids=ROWS, attention_mask=mask)
+        together = logits(model, input_ids=ROWS, attention_mask=torch.ones_like(mask))
+    for row, padding in ((0, 0), (1, 2)):
+        real = mask[row : row + 1, padding:]
+        ids = torch.cat([TEXT, ROWS[row : row + 1, padding:]], 1)
+        shown = torch.cat([torch.ones_like(TEXT), real], 1)
+        with bank.use(None):
+            read = logits(model, input_ids=ids, attention_mask=shown)[:, TEXT.shape[1] :]
+        assert_close(answered[row, padding:][real[0].bool()], read[real.bool()])
+        assert_far(together[row, padding:][real[0].bool()], read[real.bool()])
+
+
+def test_numbers_of_documents_in_a_mask_show_a_token_once() -> None:
+    model = FAMILIES["Llama"].build()
+    numbered = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2], [0, 1, 1, 2, 2, 2, 3, 3]])
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use("text"):
+        expected = logits(model, input_ids=ROWS, attention_mask=numbered.bool().long())
+        assert_close(logits(model, input_ids=ROWS, attention_mask=numbered), expected)
+
+
+def test_a_table_that_could_count_the_mask_but_is_given_places() -> None:
+    config = transformers.BioGptConfig(**SMALL | {"pad_token_id": PADDING})
+    model = built(lambda: transformers.BioGptForCausalLM(config))
+    bare = logits(model, **padded(ROWS))[:, 3:]
+    bank = antefix.attach(model)
+    bank.add("text", token_prefix(model, TEXT, bank.sites))
+    with bank.use(["text", None]):
+        mixed = logits(model, **padded(ROWS))[:, 3:]
+    with bank.use("text"):
+        assert_close(mixed[0], logits(model, input_ids=ROWS)[0])
+    assert_close(mixed[1], bare[1])
+
+
 def test_a_bias_by_distance_that_nobody_can_tell_of_a_prefix_is_refused() -> None:
     model = InklingTextModel(InklingTextConfig(**SMALL, num_key_value_heads=2)).eval()
     bank = antefix.attach(model)

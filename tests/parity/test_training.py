@@ -276,6 +276,10 @@ def test_reentrant_checkpointing_is_refused(name: str) -> None:
         model(**inputs)
     with pytest.raises(antefix.UnsupportedModelError, match="use_reentrant"):
         model(**inputs)
+    bank.add("frozen", bank.prefix("p"))
+    model.enable_input_require_grads()
+    with bank.use("frozen"):
+        loss(model, inputs).backward()
 
 
 def test_a_frozen_first_token_of_a_text_stays() -> None:

@@ -65,6 +65,7 @@ def test_average_of_each_token() -> None:
     assert all(torch.equal(same.keys[path], key) for path, key in first.keys.items())
     halves = antefix.average([replace(p, keys={k: t.bfloat16() for k, t in p.keys.items()}) for p in (first, second)])
     assert halves.keys["a"].dtype == torch.bfloat16
+    assert antefix.average([halves, first]).keys["a"].dtype == torch.float32
 
 
 def test_what_cannot_be_put_together() -> None:

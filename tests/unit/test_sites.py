@@ -203,6 +203,11 @@ def test_an_example_that_hides_cross_attention_is_refused() -> None:
         antefix.attach(build_model("t5"), example_inputs={"input_ids": ids, "decoder_input_ids": ids})
 
 
+def test_half_of_an_encoder_decoder_asks_for_the_whole() -> None:
+    with pytest.raises(antefix.UnsupportedModelError, match=r"of T5Stack .* attach to the whole model"):
+        antefix.attach(build_model("t5").decoder)
+
+
 def test_attention_that_asks_for_its_name_is_refused() -> None:
     model = build_model("llama")
 

@@ -33,6 +33,7 @@ def obstacle_to_sharing(
         (base is not sdpa_attention_forward, "the attention is not Transformers' sdpa"),
         (bool(args), "the model gives its attention arguments without names"),
         (arguments.get("position_bias") is not None, "the model adds a bias by distance"),
+        (arguments.get("softcap") is not None, "the model caps its scores"),
         (bool(arguments.get("dropout")), "the model drops attention weights"),
         (isinstance(mask, Tensor) and mask.requires_grad, "the mask is learned"),
         (is_transformed(), "torch.func transforms the model"),
