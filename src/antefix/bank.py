@@ -132,7 +132,7 @@ class PrefixBank:
             )
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self.fingerprint, base_fingerprint(self.sites, self._readers, made.sites))
+            made.check_fits(self.sites, self._readers)
             self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))

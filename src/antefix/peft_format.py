@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
-from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, geometry_fingerprint
+from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint
 from antefix.sites import Kind, Site, discover_sites, readers
 from antefix.storage import read_tensors, storable, write_together
 
@@ -84,7 +84,7 @@ def write_peft(
     """
     folder = Path(folder)
     sites = discover_sites(model) if sites is None else sites
-    prefix.check_fits(sites, geometry_fingerprint(sites), base_fingerprint(sites, readers(model, sites), prefix.sites))
+    prefix.check_fits(sites, readers(model, sites))
     chosen = peft_sites(model, sites)
     _check_expressible(prefix, chosen)
     layout = layout_for(prefix, chosen, 2 if model.config.is_encoder_decoder else 1)
