@@ -64,7 +64,7 @@ class LabelTokenizer:
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return rows padded on the right: `input_ids`, `attention_mask` and `labels` `(row)`."""
         labels = torch.tensor([row["labels"] for row in rows])
-        return {**pad_inputs(rows, padding_id(self.tokenizer)), "labels": labels}
+        return {**pad_inputs([row["input_ids"] for row in rows], padding_id(self.tokenizer)), "labels": labels}
 
 
 @dataclass(frozen=True)
