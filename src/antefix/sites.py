@@ -203,11 +203,8 @@ def _send_probe(module: PreTrainedModel) -> Iterator[None]:
     def send(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, KEYWORD: "probe"} if get_ident() == observer else kwargs
 
-    hook = module.register_forward_pre_hook(send, with_kwargs=True, prepend=True)
-    try:
+    with module.register_forward_pre_hook(send, with_kwargs=True, prepend=True):
         yield
-    finally:
-        hook.remove()
 
 
 def _refuse_own_branches(module: nn.Module) -> None:

@@ -33,7 +33,7 @@ def calling_output_heads(model: PreTrainedModel, heads: Mapping[str, nn.Module])
     expected = {path: head for path, head in heads.items() if _makes_output(model, path)}
     with ExitStack() as hooks:
         for path, head in expected.items():
-            hooks.enter_context(_hooked(head, noting(path)))
+            hooks.enter_context(head.register_forward_pre_hook(noting(path)))
         yield
     for path in expected:
         if path not in called:
@@ -50,12 +50,3 @@ def _makes_output(model: PreTrainedModel, path: str) -> bool:
     if output is None:
         return False
     return any(part is output for part in module.modules()) or any(part is module for part in output.modules())
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
