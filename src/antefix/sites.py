@@ -108,8 +108,7 @@ def observe_attention(
     """
     calls: list[AttentionCall] = []
     with _OBSERVING, ExitStack() as stack, torch.no_grad():
-        training = {module: module.training for module in model.modules()}
-        model.eval()
+        stack.enter_context(evaluation_mode(model))
         for path, module in model.named_modules():
             if isinstance(module, PreTrainedModel):
                 stack.enter_context(_send_probe(module))
@@ -132,10 +131,20 @@ def observe_attention(
                 f"{type(model).__name__} looks at numbers before it attends, and a configuration alone has none; load "
                 "the model with its weights, and its prefixes by PrefixBank.load."
             ) from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
     return calls
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, part by part, and on again where it was."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def stack_path(model: PreTrainedModel, site: Site) -> str:
