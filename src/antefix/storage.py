@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.prefix import Prefix
-from antefix.sites import KINDS, Site
+from antefix.sites import Site
 
 FORMAT = "antefix.prefix"
 VERSION = "1"
@@ -204,8 +204,6 @@ def _read_site(entry: Mapping[str, Any]) -> Site:
     types = {field.name: int for field in fields(Site)} | {"path": str, "kind": str}
     if set(entry) != set(types) or any(type(entry[name]) is not kind for name, kind in types.items()):
         raise ValueError(f"a site is described as {entry}")
-    if entry["kind"] not in KINDS:
-        raise ValueError(f"a site is of kind {entry['kind']!r}")
     return Site(**entry)
 
 
