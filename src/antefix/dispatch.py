@@ -37,7 +37,7 @@ def switched(module: nn.Module, name: str, function: AttentionFunction, **attrib
 
 def switch(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Callable[[], None]:
     """Do what `switched` does until the returned function is called."""
-    implementation = implementation_of(module) or "eager"
+    implementation = implementation_of(module)
     full_name = f"{name}|{implementation}"
     AttentionInterface.register(full_name, function)
     if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -62,9 +62,9 @@ def implementation_of(module: nn.Module) -> str | None:
     config: Any = getattr(module, "config", None)
     if not isinstance(config, PreTrainedConfig):  # a module of IDEFICS keeps a number under that name
         return None
-    while config is not None and "antefix_base" in (own := settings_of(config)):
+    while "antefix_base" in (own := settings_of(config)):
         config = own["antefix_base"]
-    return None if config is None else settings_of(config).get("_attn_implementation_internal")
+    return own.get("_attn_implementation_internal")
 
 
 def settings_of(config: object) -> dict[str, Any]:
