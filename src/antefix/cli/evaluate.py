@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from antefix.cli.lines import list_files
+from antefix.cli.lines import list_files, print_table
 from antefix.errors import ConfigError
 from antefix.training import report
 from antefix.training.bootstrap import PairedBootstrap
@@ -86,17 +84,7 @@ def evaluate(
         settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
         settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
         written = report.write_report(found, output, settings)
-    _print(report.scores(found), report.summary(found), console)
+    print_table(report.scores(found), console, report.summary(found))
     if found.comparisons:
-        _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
+        print_table(report.differences(found), console, f"paired bootstrap, {num_resamples:,} samples")
     list_files(written, console)
-
-
-def _print(table: report.Table, caption: str, console: Console) -> None:
-    heading, rows = table
-    printed = Table(title=f"\n{caption}", title_justify="left")
-    for column in heading:
-        printed.add_column(Text(column), justify="left" if column in ("metric", "system") else "right", overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
-    console.print(printed)

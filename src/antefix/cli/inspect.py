@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from antefix.cli.lines import list_files
+from antefix.cli.lines import list_files, print_table
 from antefix.errors import ConfigError
 from antefix.inspect import tables
 from antefix.inspect.contents import contents
 from antefix.inspect.report import check_names, write_report
 from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
-from antefix.training.report import Table as Content
 from antefix.training.settings import check_folder
 from antefix.training.systems import read_prefixes, recipe_for
 from antefix.training.templates import unescape
@@ -77,29 +74,19 @@ def inspect(
         check_folder(output)
     matrix = similarities(list(prefixes.values()))
     for name, one in found.items():
-        _print(tables.summary(name, one), console)
-        _print(tables.norms(one), console)
+        print_table(tables.summary(name, one), console)
+        print_table(tables.norms(one), console)
     if len(prefixes) > 1:
-        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
+        print_table(tables.similar(list(prefixes), matrix), console, "similarity of values")
     inspections = {
         name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)
         for name, held in prefixes.items()
         if data is not None
     }
     for name, inspection in inspections.items():
-        _print(tables.losses(inspection), console, f"{name}: loss on {inspection.num_examples:,} examples")
+        print_table(tables.losses(inspection), console, f"{name}: loss on {inspection.num_examples:,} examples")
         used = tables.tokens(inspection)
-        _print(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
-        _print(tables.layers(found[name], inspection), console, f"{name}: layers")
+        print_table(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
+        print_table(tables.layers(found[name], inspection), console, f"{name}: layers")
     if output is not None:
         list_files(write_report(found, matrix, inspections, output), console)
-
-
-def _print(table: Content, console: Console, title: str | None = None) -> None:
-    heading, rows = table
-    printed = Table(title=f"\n{escape(title)}" if title else None, title_justify="left")
-    for column in heading:
-        printed.add_column(Text(column), overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
-    console.print(printed)
