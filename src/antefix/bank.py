@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.continuous import refuse_continuous_batching
+from antefix.dispatch import is_switched
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import MODULE_NAME, Heads
@@ -45,7 +46,7 @@ def attach(
     model = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(f"{type(model).__name__} is no Transformers model, and only those take prefixes.")
-    if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
+    if any(map(is_switched, model.modules())):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:
         raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")

@@ -57,6 +57,11 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     return undo
 
 
+def is_switched(module: nn.Module) -> bool:
+    """Tell whether a module has a config of antefix's."""
+    return hasattr(getattr(module, "config", None), "antefix_base")
+
+
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
