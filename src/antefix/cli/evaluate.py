@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,11 +14,12 @@ from antefix.training import report
 from antefix.training.bootstrap import PairedBootstrap
 from antefix.training.evaluation import evaluate_recipe
 from antefix.training.settings import check_folder
-from antefix.training.systems import System, read_prefixes, read_texts, recipe_for
+from antefix.training.systems import SHARED_SETTINGS, System, read_prefixes, read_texts, recipe_for
 from antefix.training.templates import unescape
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="Examples: a file, a folder or a dataset, as for train.")],
     model: Annotated[
         str | None, typer.Option(help="Base model; by default the one that the prefixes were trained on.")
@@ -58,18 +59,7 @@ def evaluate(
     if output is not None:
         check_folder(output)
     prefixes = read_prefixes(prefix or [])
-    given = {
-        "model": model,
-        "task": task,
-        "prompt": unescape(prompt) if prompt else None,
-        "answer": unescape(answer) if answer else None,
-        "messages": messages,
-        "answer_tokenizer": answer_tokenizer,
-        "data_config": data_config,
-        "data_split": data_split,
-        "num_examples": num_examples,
-        "batch_size": batch_size,
-    }
+    given = {**recipe_settings(context), "batch_size": batch_size}
     recipe = recipe_for(data, prefixes, given)
     bare = [System("base")] if base else []
     systems = [*bare, *read_texts(text or []), *(System(name, prefix=name) for name in prefixes)]
@@ -88,3 +78,11 @@ def evaluate(
     if found.comparisons:
         print_table(report.differences(found), console, f"paired bootstrap, {num_resamples:,} samples")
     list_files(written, console)
+
+
+def recipe_settings(context: typer.Context) -> dict[str, Any]:
+    """Return the flags that are settings of a recipe, by the same names; None for those that were not given."""
+    given = {name: context.params[name] for name in (*SHARED_SETTINGS, "data_config", "data_split", "num_examples")}
+    for template in ("prompt", "answer"):
+        given[template] = unescape(given[template]) if given[template] else None
+    return given

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from antefix.cli.evaluate import recipe_settings
 from antefix.cli.lines import list_files, print_table
 from antefix.errors import ConfigError
 from antefix.inspect import tables
@@ -18,12 +19,12 @@ from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
 from antefix.training.settings import check_folder
 from antefix.training.systems import read_prefixes, recipe_for
-from antefix.training.templates import unescape
 
 _PROGRESS = Console(stderr=True)
 
 
 def inspect(
+    context: typer.Context,
     prefix: Annotated[list[str], typer.Argument(help="Prefix file, or NAME=FILE; name several to compare them.")],
     verify: Annotated[bool, typer.Option("--verify", help="Only tell whether the files are intact.")] = False,
     data: Annotated[
@@ -57,17 +58,7 @@ def inspect(
         for name, one in found.items():
             console.print(Text(f"{name}: intact, SHA-256 of its content {one.content}"), soft_wrap=True)
         return
-    given = {
-        "model": model,
-        "task": task,
-        "prompt": None if prompt is None else unescape(prompt),
-        "answer": None if answer is None else unescape(answer),
-        "messages": messages,
-        "answer_tokenizer": answer_tokenizer,
-        "data_config": data_config,
-        "data_split": data_split,
-        "num_examples": num_examples,
-    }
+    given = recipe_settings(context)
     if data is None and any(given.values()):
         raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
     if output is not None:
