@@ -131,6 +131,11 @@ class Prefix:
                 raise PrefixFormatError(f"'{name}' is {tensor.dtype}; {EXPECTED_DTYPES}.")
 
 
+def own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's numbers as safetensors takes them: on the CPU, contiguous, and in memory of their own."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def geometry_fingerprint(sites: Sequence[Site]) -> str:
     """Return a hash of a base model's sites: paths, kinds, layers, heads and dimensions, no weights."""
     text = json.dumps([asdict(site) for site in sorted(sites, key=lambda site: site.path)], sort_keys=True)
