@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from antefix.errors import ConfigError, PrefixFormatError
-from antefix.sharding import like, whole
+from antefix.sharding import sharded_like, whole
 from antefix.storage import read_tensors, write_atomically
 
 TRAINED_NAME = "trained.safetensors"
@@ -60,7 +60,7 @@ class Trained:
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(like(tensor, kept[name]))
+                tensor.copy_(sharded_like(tensor, kept[name]))
 
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
