@@ -1,4 +1,4 @@
-"""Whose attention function a module calls: a config of its own names another one than the base's, until that is undone.
+"""Which attention function a module calls: its own copy of the config names another than the base's, until undone.
 
 Transformers looks the function up by a name in the module's config, so neither the module's code nor its class is
 touched.

@@ -1,8 +1,7 @@
-"""What a model was told of its padding, before it called the stack inside of it.
+"""The padding mask that a model was given, kept for the stack that it calls.
 
-Models of images and text may count positions without a look at the padding and pass those down, beside a mask that is
-none any more. That does no harm to a bare row, whose tokens stand equally far apart; behind a prefix it would leave a
-gap.
+Models of images and text may count positions without regard to the padding and pass those on, with a mask that no
+longer tells it. That does no harm to a bare row, where distances alone matter; behind a prefix it would leave a gap.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def outer_mask(model: PreTrainedModel, stack: PreTrainedModel) -> OuterMask | No
 
 
 def counted(mask: Tensor, past: int | Tensor, length: int) -> Tensor:
-    """Return the positions `(batch, token)` of the last `length` tokens, with none for what the mask hides."""
+    """Return the positions `(batch, token)` of the last `length` tokens, not counting those that the mask hides."""
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     if isinstance(past, int):  # a mask may be as long as a static cache
         positions = positions[:, : past + length]

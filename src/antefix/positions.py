@@ -188,9 +188,9 @@ class StackPositions:
 
 @functools.cache
 def _compares_positions(forward: Callable[..., Any]) -> bool:
-    """Return whether a module counts tokens by their positions, or begins anew at the first, where no token stands.
+    """Return whether a module's code divides or compares positions, which moving them would change the meaning of.
 
-    So blocks of compressed keys are told to lie in the past, and a recurrent state that a text begins.
+    Blocks of compressed keys find by that what lies in the past, and recurrent states where a text begins.
     """
     try:
         source = inspect.getsource(forward)

@@ -1,7 +1,8 @@
-"""A GPU's kernels are trusted after they have computed one small case right, forward and backward.
+"""A GPU's kernels are trusted only after they have computed a small case correctly, forward and backward.
 
-What they are given, the log-sum-exp of more keys than they see, is no part of what PyTorch promises of them. So the
-first use on a device, in a dtype, is compared with softmax written out; where they differ, prefixes are joined instead.
+Backward, they are given the log-sum-exp over more keys than they see, which PyTorch does not promise to support. So
+their first use on a device, in a dtype, is compared with softmax written out; where the two differ, the prefix is
+concatenated instead.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class KeysAndValues:
     def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return key and value of a site; those of a frozen prefix are brought to a place once, from what was loaded.
 
-        To go on from another place would keep what was rounded there.
+        To convert what was converted before would keep its rounding.
         """
         key, value = self.pairs[path]
         if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:

@@ -1,7 +1,7 @@
 """Losses that leave out a trained output layer.
 
-TRL's trainers and Liger's kernels fuse the output layer with the loss: they read its weight and never call it. A copy
-that a prefix has of that layer is called in its place or not at all, so it would stay as it is, without a word.
+TRL's trainers and Liger's kernels fuse the output layer with the loss: they read its weight and never call it. A
+prefix's copy of that layer computes by being called in its place, so it would silently not be trained.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ _NO_HABITS: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-"""What a base's generation configuration may ask for besides the ids of its special tokens, all turned off.
+"""What a base's generation configuration may set besides the ids of its special tokens, all turned off.
 
-A penalty on repeating the prompt would weigh upon a text in it and not upon the prefix that stands for the text.
+A penalty on repetition, for one, would count the words of a text in the prompt, but not those that a prefix stands for.
 """
 
 

@@ -188,7 +188,7 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer puts a token of its own behind a text; one that opens it may be the same."""
+    """Tell whether a tokenizer ends a text with a token of its own, which may be the one that opens texts, too."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     return bool(whole[len(whole) - len(bare) :] != bare)
 

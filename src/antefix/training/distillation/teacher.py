@@ -21,7 +21,8 @@ _NAME = "what the teacher reads"
 MOST_TRIED = 32
 """How many tokens show whether a base reads a text that it has as a prefix."""
 _LARGEST_GAP, _NO_GAP = 0.1, 0.01
-"""How far a text read as a prefix may be from the text in context: a share of how far no text is, or so many nats."""
+"""How far log-probabilities behind a text as a prefix may be from those behind it in context: this share of what
+leaving the text out changes, or this many nats."""
 
 
 class Teacher:
