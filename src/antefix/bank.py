@@ -272,7 +272,7 @@ class PrefixBank:
 
     def _base_metadata(self, sites: Sequence[Site]) -> dict[str, Any]:
         return {
-            "base_model": getattr(self.model.config, "_name_or_path", "") or "",
+            "base_model": self.model.config.name_or_path or "",
             "base_class": type(self.model).__name__,
             "fingerprint": base_fingerprint(self.sites, self._readers, sites),
         }

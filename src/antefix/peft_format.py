@@ -53,7 +53,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
             f"'{folder / WEIGHTS_NAME}' must hold a floating-point '{_FLAT}' of shape {expected}; it has {found}."
         )
     pairs = layout.deal(flat, chosen)
-    name = config.get("base_model_name_or_path") or model.config._name_or_path
+    name = config.get("base_model_name_or_path") or model.config.name_or_path
     return Prefix(
         sites=chosen,
         keys={path: key for path, (key, _) in pairs.items()},

@@ -54,7 +54,7 @@ def forget_added_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 
 def named(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """Return a model that is known by the name it was asked for, not by the place where it was found."""
-    cast(Any, model.config)._name_or_path = name
+    model.config.name_or_path = name
     return model
 
 
