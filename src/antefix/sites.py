@@ -150,11 +150,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def stack_path(model: PreTrainedModel, site: Site) -> str:
     """Return the path of a site's stack: the innermost `PreTrainedModel` around it, which is given its positions."""
     parts = site.path.split(".")
-    for end in range(len(parts) - 1, -1, -1):
-        path = ".".join(parts[:end])
-        if isinstance(model.get_submodule(path), PreTrainedModel):
-            return path
-    return ""
+    around = (".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1))
+    return next(path for path in around if isinstance(model.get_submodule(path), PreTrainedModel))
 
 
 def readers(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[Site, ...]:
