@@ -6,7 +6,8 @@ prefix's copy of that layer computes by being called in its place, so it would s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,16 +25,13 @@ def calling_output_heads(model: PreTrainedModel, heads: Mapping[str, nn.Module])
     """
     called: set[str] = set()
 
-    def noting(path: str) -> Callable[..., None]:
-        def note(*_: Any) -> None:
-            called.add(path)
-
-        return note
+    def note(path: str, *_: Any) -> None:
+        called.add(path)
 
     expected = {path: head for path, head in heads.items() if _makes_output(model, path)}
     with ExitStack() as hooks:
         for path, head in expected.items():
-            hooks.enter_context(head.register_forward_pre_hook(noting(path)))
+            hooks.enter_context(head.register_forward_pre_hook(functools.partial(note, path)))
         yield
     for path in expected:
         if path not in called:
