@@ -20,7 +20,7 @@ def num_readable(bank: PrefixBank) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def longest_lesson(settings: Distillation, longest_form: int = 0) -> int:
+def longest_lesson(settings: Distillation, longest_form: int) -> int:
     """Return how many tokens a lesson may have, whose form has at most so many."""
     return PARTS * settings.max_new_tokens + max(SLACK, longest_form)
 
