@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.continuous import refuse_continuous_batching
+from antefix.dispatch import is_switched
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import MODULE_NAME, Heads
@@ -45,7 +46,7 @@ def attach(
     model = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(f"{type(model).__name__} is no Transformers model, and only those take prefixes.")
-    if any(hasattr(getattr(module, "config", None), "antefix_base") for module in model.modules()):
+    if any(map(is_switched, model.modules())):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:
         raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")
@@ -132,7 +133,7 @@ class PrefixBank:
             )
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self.fingerprint, base_fingerprint(self.sites, self._readers, made.sites))
+            made.check_fits(self.sites, self._readers)
             self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
@@ -273,7 +274,7 @@ class PrefixBank:
 
     def _base_metadata(self, sites: Sequence[Site]) -> dict[str, Any]:
         return {
-            "base_model": getattr(self.model.config, "_name_or_path", "") or "",
+            "base_model": self.model.config.name_or_path or "",
             "base_class": type(self.model).__name__,
             "fingerprint": base_fingerprint(self.sites, self._readers, sites),
         }

@@ -54,16 +54,16 @@ class PrefixConfig:
             raise ConfigError(f"init_text is {self.init_text!r}; it must be text.")
         if self.init_text is not None and self.init != "text":
             raise ConfigError(f"init_text is given, but init is '{self.init}'; set init='text' to use it.")
-        self._check_frozen(self.num_frozen_tokens)
+        self._check_frozen()
 
-    def _check_frozen(self, num_frozen_tokens: int) -> None:
-        _at_least("num_frozen_tokens", num_frozen_tokens, 0)
-        if num_frozen_tokens >= self.num_virtual_tokens:
+    def _check_frozen(self) -> None:
+        _at_least("num_frozen_tokens", self.num_frozen_tokens, 0)
+        if self.num_frozen_tokens >= self.num_virtual_tokens:
             raise ConfigError(
-                f"num_frozen_tokens is {num_frozen_tokens} of {self.num_virtual_tokens} virtual tokens; "
+                f"num_frozen_tokens is {self.num_frozen_tokens} of {self.num_virtual_tokens} virtual tokens; "
                 "at least one must be left to train."
             )
-        if num_frozen_tokens and self.reparameterization == "mlp" and self.init == "random":
+        if self.num_frozen_tokens and self.reparameterization == "mlp" and self.init == "random":
             raise ConfigError(
                 "num_frozen_tokens needs values to freeze, and an MLP with init='random' has none to start from; "
                 "set init='text' or num_frozen_tokens=0."

@@ -1,4 +1,4 @@
-"""Whose attention function a module calls: a config of its own names another one than the base's, until that is undone.
+"""Which attention function a module calls: its own copy of the config names another than the base's, until undone.
 
 Transformers looks the function up by a name in the module's config, so neither the module's code nor its class is
 touched.
@@ -37,7 +37,7 @@ def switched(module: nn.Module, name: str, function: AttentionFunction, **attrib
 
 def switch(module: nn.Module, name: str, function: AttentionFunction, **attributes: object) -> Callable[[], None]:
     """Do what `switched` does until the returned function is called."""
-    implementation = implementation_of(module) or "eager"
+    implementation = implementation_of(module)
     full_name = f"{name}|{implementation}"
     AttentionInterface.register(full_name, function)
     if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -57,14 +57,19 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
     return undo
 
 
+def is_switched(module: nn.Module) -> bool:
+    """Tell whether a module has a config of antefix's."""
+    return hasattr(getattr(module, "config", None), "antefix_base")
+
+
 def implementation_of(module: nn.Module) -> str | None:
     """Return the base's attention implementation at a module, as it is now, behind any config of antefix's."""
     config: Any = getattr(module, "config", None)
     if not isinstance(config, PreTrainedConfig):  # a module of IDEFICS keeps a number under that name
         return None
-    while config is not None and "antefix_base" in (own := settings_of(config)):
+    while "antefix_base" in (own := settings_of(config)):
         config = own["antefix_base"]
-    return None if config is None else settings_of(config).get("_attn_implementation_internal")
+    return own.get("_attn_implementation_internal")
 
 
 def settings_of(config: object) -> dict[str, Any]:

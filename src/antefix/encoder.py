@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from antefix.config import PrefixConfig
-from antefix.prefix import Prefix
+from antefix.prefix import Prefix, own_copy
 from antefix.shapes import Float, Int
 from antefix.sharding import call_whole
 from antefix.sites import Site
@@ -128,16 +128,12 @@ def prefix_of(
     """Return what sources make now, at those of the sites that they have, as data of its own, on the CPU."""
     with torch.no_grad(), _without_autocast():
         made = {path: pair for source in sources for path, pair in _made(source).items()}
-    pairs = {
-        path: [t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in pair]
-        for path, pair in made.items()
-    }
     return Prefix(
         sites=tuple(site for site in sites if site.path in made),
-        keys={path: key for path, (key, _) in pairs.items()},
-        values={path: value for path, (_, value) in pairs.items()},
+        keys={path: own_copy(key) for path, (key, _) in made.items()},
+        values={path: own_copy(value) for path, (_, value) in made.items()},
         metadata=metadata,
-        modules={name: tensor.cpu().clone() for name, tensor in modules.items()},
+        modules={name: own_copy(tensor) for name, tensor in modules.items()},
     )
 
 

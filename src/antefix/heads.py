@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from antefix.attention.carrier import Carrier
+from antefix.dispatch import is_switched
 from antefix.errors import ConfigError, PrefixMismatchError
 from antefix.selection import Selection, names_of, rows_of
 from antefix.sharding import whole
@@ -126,8 +127,7 @@ class Heads:
         return paths[0]
 
     def _holds_attention(self, path: str) -> bool:
-        modules = self.model.get_submodule(path).modules()
-        return any(hasattr(getattr(module, "config", None), "antefix_base") for module in modules)
+        return any(map(is_switched, self.model.get_submodule(path).modules()))
 
     def _copy(self, path: str) -> nn.Module:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""

@@ -1,4 +1,4 @@
-"""Models without numbers, for commands that need no more than their geometry."""
+"""Models on the meta device, which have shapes and no numbers, for commands that need no more."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MADE_BY: dict[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 def shapes_only(name: str, task_type: str | None = None) -> PreTrainedModel:
-    """Build a model from its configuration alone, on the device that has shapes and no numbers.
+    """Build a model from its configuration alone, on the meta device.
 
     Its attention is eager and it knows no padding, because nothing may ask for a number; in bf16, experts have shapes
     there, too. `name` is a hub name, a folder, a config.json, or 'embedded', `task_type` one of PEFT's, as models for

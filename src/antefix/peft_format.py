@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
-from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, geometry_fingerprint
+from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, own_copy
 from antefix.sites import Kind, Site, discover_sites, readers
-from antefix.storage import read_tensors, storable, write_together
+from antefix.storage import read_tensors, write_together
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
             f"'{folder / WEIGHTS_NAME}' must hold a floating-point '{_FLAT}' of shape {expected}; it has {found}."
         )
     pairs = layout.deal(flat, chosen)
-    name = config.get("base_model_name_or_path") or model.config._name_or_path
+    name = config.get("base_model_name_or_path") or model.config.name_or_path
     return Prefix(
         sites=chosen,
         keys={path: key for path, (key, _) in pairs.items()},
@@ -84,12 +84,12 @@ def write_peft(
     """
     folder = Path(folder)
     sites = discover_sites(model) if sites is None else sites
-    prefix.check_fits(sites, geometry_fingerprint(sites), base_fingerprint(sites, readers(model, sites), prefix.sites))
+    prefix.check_fits(sites, readers(model, sites))
     chosen = peft_sites(model, sites)
     _check_expressible(prefix, chosen)
     layout = layout_for(prefix, chosen, 2 if model.config.is_encoder_decoder else 1)
-    tensors = {_FLAT: storable(flatten(prefix, chosen, layout))}
-    tensors |= {f"base_model.{name.replace(':', '.')}": storable(tensor) for name, tensor in prefix.modules.items()}
+    tensors = {_FLAT: own_copy(flatten(prefix, chosen, layout))}
+    tensors |= {f"base_model.{name.replace(':', '.')}": own_copy(tensor) for name, tensor in prefix.modules.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"the prefix for '{folder}' holds numbers that are not finite, so it was not written.")
     config = {

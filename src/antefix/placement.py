@@ -27,11 +27,6 @@ class Placement:
         # By the id of a source, which may not be hashable, and with the source itself, whose id no other gets then.
         self._made: WeakKeyDictionary[Any, dict[int, tuple[PrefixSource, Pairs]]] = WeakKeyDictionary()
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the frozen prefixes that are kept, the least recently used first."""
-        return list(self._placed)
-
     def frozen(self, name: str, prefix: Prefix) -> KeysAndValues:
         """Return the keys and values of a frozen prefix at all its sites, where its last use left them.
 

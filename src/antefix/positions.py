@@ -187,9 +187,9 @@ class StackPositions:
 
 
 def _compares_positions(forward: Callable[..., Any]) -> bool:
-    """Return whether a module counts tokens by their positions, or begins anew at the first, where no token stands.
+    """Return whether a module's code divides or compares positions, which moving them would change the meaning of.
 
-    So blocks of compressed keys are told to lie in the past, and a recurrent state that a text begins.
+    Blocks of compressed keys find by that what lies in the past, and recurrent states where a text begins.
     """
     return re.search(r"position_ids(\[[^\]\n]*\])?( \+ 1\))? (//|==) ", _source_of(forward)) is not None
 

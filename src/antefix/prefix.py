@@ -80,14 +80,16 @@ class Prefix:
         """Copy and pickle as plain data, which read-only mappings would refuse."""
         return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata), dict(self.modules))
 
-    def check_fits(self, base_sites: Sequence[Site], fingerprint: str, *others: str) -> None:
+    def check_fits(self, base_sites: Sequence[Site], readers: Sequence[Site]) -> None:
         """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites.
 
-        Any of the fingerprints will do. They tell what the prefix's own sites cannot: that its base had no others.
+        `readers` are those in stacks that read tokens. The fingerprint, of either, tells what the prefix's own sites
+        cannot: that its base had no others.
         """
         known = {site.path: site for site in base_sites}
         differences = [_difference(site, known.get(site.path)) for site in self.sites if known.get(site.path) != site]
-        if not differences and self.metadata.get("fingerprint", fingerprint) not in (fingerprint, *others):
+        fitting = (geometry_fingerprint(base_sites), base_fingerprint(base_sites, readers, self.sites))
+        if not differences and self.metadata.get("fingerprint", fitting[0]) not in fitting:
             differences = [
                 f"it has the prefix's sites, but its {len(base_sites)} sites are not all those that were found in the "
                 "other, which has another number of layers or was attached with other example_inputs"
@@ -127,6 +129,11 @@ class Prefix:
                 raise PrefixFormatError(f"'{name}' names no tensor of a module; expected 'module.path:parameter'.")
             if tensor.dtype not in DTYPES:
                 raise PrefixFormatError(f"'{name}' is {tensor.dtype}; {EXPECTED_DTYPES}.")
+
+
+def own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's numbers as safetensors takes them: on the CPU, contiguous, and in memory of their own."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def geometry_fingerprint(sites: Sequence[Site]) -> str:

@@ -13,8 +13,8 @@ def whole(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return a whole tensor as the parameter is held: of a sharded one, this process's shard."""
+def sharded_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor laid out as a parameter is: this process's shard of it, where that is sharded."""
     if not hasattr(parameter, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

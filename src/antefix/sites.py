@@ -109,8 +109,7 @@ def observe_attention(
     """
     calls: list[AttentionCall] = []
     with _OBSERVING, ExitStack() as stack, torch.no_grad():
-        training = {module: module.training for module in model.modules()}
-        model.eval()
+        stack.enter_context(evaluation_mode(model))
         for path, module in model.named_modules():
             if isinstance(module, PreTrainedModel):
                 stack.enter_context(_send_probe(module))
@@ -133,20 +132,27 @@ def observe_attention(
                 f"{type(model).__name__} looks at numbers before it attends, and a configuration alone has none; load "
                 "the model with its weights, and its prefixes by PrefixBank.load."
             ) from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
     return calls
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, part by part, and on again where it was."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def stack_path(model: PreTrainedModel, site: Site) -> str:
     """Return the path of a site's stack: the innermost `PreTrainedModel` around it, which is given its positions."""
     parts = site.path.split(".")
-    for end in range(len(parts) - 1, -1, -1):
-        path = ".".join(parts[:end])
-        if isinstance(model.get_submodule(path), PreTrainedModel):
-            return path
-    return ""
+    around = (".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1))
+    return next(path for path in around if isinstance(model.get_submodule(path), PreTrainedModel))
 
 
 def readers(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -204,11 +210,8 @@ def _send_probe(module: PreTrainedModel) -> Iterator[None]:
     def send(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, KEYWORD: "probe"} if get_ident() == observer else kwargs
 
-    hook = module.register_forward_pre_hook(send, with_kwargs=True, prepend=True)
-    try:
+    with module.register_forward_pre_hook(send, with_kwargs=True, prepend=True):
         yield
-    finally:
-        hook.remove()
 
 
 def _refuse_own_branches(module: nn.Module) -> None:

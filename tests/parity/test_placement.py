@@ -207,14 +207,14 @@ def test_the_least_recently_used_prefix_goes_and_comes_again() -> None:
             return logits(model, input_ids=ids)
 
     alone = {name: run(name) for name in names}
-    assert bank._placement.names == ["b", "c"]
+    assert list(bank._placement._placed) == ["b", "c"]
     run("b"), run("a")
-    assert bank._placement.names == ["b", "a"]
+    assert list(bank._placement._placed) == ["b", "a"]
     assert torch.equal(run("c"), alone["c"])
     mixed = run(names)
     for row, name in enumerate(names):
         assert_close(mixed[row], alone[name][row])
-    assert len(bank._placement.names) == 2
+    assert len(bank._placement._placed) == 2
     bank.remove("c")
     bank.add("c", random_prefix(bank.sites, 9))
     assert_far(run("c"), alone["c"])

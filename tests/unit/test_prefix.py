@@ -68,12 +68,12 @@ def test_a_slice_is_the_prefix_of_some_tokens() -> None:
 
 def test_a_prefix_of_another_base_says_what_differs() -> None:
     prefix = random_prefix(SITES, 3)
-    prefix.check_fits(SITES, geometry_fingerprint(SITES))
+    prefix.check_fits(SITES, SITES)
     wider = (replace(SITES[0], num_key_value_heads=8, key_dim=16), SITES[1])
     with pytest.raises(antefix.PrefixMismatchError, match=r"'a' has num_key_value_heads 8 instead of 2, key_dim 16"):
-        prefix.check_fits(wider, geometry_fingerprint(wider))
+        prefix.check_fits(wider, wider)
     with pytest.raises(antefix.PrefixMismatchError, match="no decoder attention at 'b'"):
-        prefix.check_fits(SITES[:1], geometry_fingerprint(SITES[:1]))
+        prefix.check_fits(SITES[:1], SITES[:1])
 
 
 def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
@@ -81,8 +81,8 @@ def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
     prefix = Prefix(SITES, made.keys, made.values, {"fingerprint": geometry_fingerprint(SITES)})
     deeper = (*SITES, Site("c", "decoder", 2, 2, 6, 4))
     with pytest.raises(antefix.PrefixMismatchError, match="3 sites are not all those that were found in the other"):
-        prefix.check_fits(deeper, geometry_fingerprint(deeper))
-    prefix.check_fits(deeper, geometry_fingerprint(deeper), geometry_fingerprint(SITES))
+        prefix.check_fits(deeper, deeper)
+    prefix.check_fits(deeper, readers=SITES)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from antefix.attention.carrier import Carrier
 from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
-from antefix.attention.state import ForwardPrefixes
+from antefix.attention.state import ForwardPrefixes, for_each_row
 from antefix.continuous import refusal
 from antefix.dispatch import AttentionFunction, base_attention, implementation_of, is_causal, settings_of, switch
 from antefix.errors import UnsupportedModelError
@@ -61,12 +61,12 @@ def attend(
         return share(module, query, key, value, attention_mask, *shared, lay_together, **kwargs), None
     if not torch.compiler.is_compiling():
         logger.debug("the prefix at '%s' is copied for each row, because %s", site.path, obstacle)
-    return _concatenate(forward, site, base, module, query, key, value, attention_mask, *args, **kwargs)
+    return _concatenate(forward, shared, base, module, query, key, value, attention_mask, *args, **kwargs)
 
 
 def _concatenate(
     forward: ForwardPrefixes,
-    site: Site,
+    shared: tuple[Sequence[tuple[Tensor, Tensor]], Sequence[int]],
     base: AttentionFunction,
     module: nn.Module,
     query: Tensor,
@@ -83,9 +83,7 @@ def _concatenate(
             f"a prefix cannot enter attention of implementation '{implementation}' yet; "
             f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
         )
-    prefix = forward.at(site.path, key)
-    assert prefix is not None
-    prefix_key, prefix_value, real = prefix
+    prefix_key, prefix_value, real = for_each_row(*shared)
     if implementation == "flex_attention" and not isinstance(attention_mask, Tensor):
         mask: Any = attended_blocks(attention_mask, query, key, prefix_key.shape[2], real)
     else:
@@ -94,17 +92,16 @@ def _concatenate(
         hides_later = not additive and is_causal(module, kwargs)
         mask = attended(attention_mask, query, key, prefix_key, real, hides_later, additive)
     if kwargs.get("position_bias") is not None:
-        kwargs["position_bias"] = _prepend_bias(forward, site, module, kwargs["position_bias"], prefix_key.shape[2])
+        kwargs["position_bias"] = _prepend_bias(forward, module, kwargs["position_bias"], prefix_key.shape[2])
     joined_key = torch.cat([prefix_key, key], dim=2)
     joined_value = torch.cat([prefix_value, value], dim=2)
     return base(module, query, joined_key, joined_value, mask, *args, **kwargs)
 
 
-def _prepend_bias(
-    forward: ForwardPrefixes, site: Site, module: nn.Module, bias: Tensor, num_virtual_tokens: int
-) -> Tensor:
+def _prepend_bias(forward: ForwardPrefixes, module: nn.Module, bias: Tensor, num_virtual_tokens: int) -> Tensor:
     """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
     positions = forward.relative_positions
+    site: Site = settings_of(module.config)["antefix_site"]
     if positions is None and site.kind != "cross":
         raise UnsupportedModelError(
             f"the attention at '{site.path}' adds a bias by distance that antefix cannot tell of a prefix; leave its "

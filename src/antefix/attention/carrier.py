@@ -1,7 +1,7 @@
-"""`Carrier`: how what a forward goes by reaches modules to which their model passes no keyword on.
+"""`Carrier`: how the state of a forward reaches modules that their model passes no keyword on to.
 
-It holds that for the thread that the forward is in. A checkpointed layer runs again in the backward, perhaps in another
-thread and after other forwards; so it is made to remember what it ran under.
+It holds that state for the forward's thread. A checkpointed layer runs again in the backward, perhaps in another thread
+and after other forwards; so it remembers the state that its forward saw.
 """
 
 from __future__ import annotations

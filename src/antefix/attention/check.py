@@ -1,7 +1,8 @@
-"""A GPU's kernels are trusted after they have computed one small case right, forward and backward.
+"""A GPU's kernels are trusted only after they have computed a small case correctly, forward and backward.
 
-What they are given, the log-sum-exp of more keys than they see, is no part of what PyTorch promises of them. So the
-first use on a device, in a dtype, is compared with softmax written out; where they differ, prefixes are joined instead.
+Backward, they are given the log-sum-exp over more keys than they see, which PyTorch does not promise to support. So
+their first use on a device, in a dtype, is compared with softmax written out; where the two differ, the prefix is
+concatenated instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from antefix.attention.decoding import decode
-from antefix.attention.kernels import added
+from antefix.attention.kernels import as_additive
 from antefix.attention.shared import shared_attention
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def _operate(case: _Case) -> list[Tensor]:
         if case.written_out:
             output = _written_out(query, key, value, prefixes, case.seen)
         else:
-            mask = added(case.seen, query) if case.is_masked else None
+            mask = as_additive(case.seen, query) if case.is_masked else None
             output = shared_attention(query, key, value, _pairs(prefixes), _ROWS, mask, mask is None, case.scale)
         uneven = torch.linspace(-1, 1, output.numel(), device=case.device).view(output.shape).to(output.dtype)
         return [output.detach(), *torch.autograd.grad(output, tensors, uneven)]
@@ -135,7 +136,7 @@ def _decode_last(case: _Case) -> list[Tensor]:
         query, seen = query[:, :, -1:], case.seen[:, :, -1:]
         if case.written_out:
             return [_written_out(query, key, value, prefixes, seen)]
-        mask = added(seen, query) if case.is_masked else None
+        mask = as_additive(seen, query) if case.is_masked else None
         return [decode(query, key, value, _pairs(prefixes), _ROWS, mask, case.scale)]
 
 

@@ -1,9 +1,9 @@
-"""One query a row on a GPU: a single kernel over the prefix and the sequence, for rows of any prefixes at once.
+"""One query a row on a GPU: a single kernel over prefix and sequence, whichever prefix each row has.
 
-To decode a token takes a GPU less time than to be told what to do, so each call of a kernel counts, and calls for the
-two parts, for each prefix of a batch, and for weighing them would count many times. This kernel reads the prefix of a
-row where it lies, by its address, and goes on with the row's own keys (online softmax: Milakov & Gimelshein 2018, arXiv
-1805.02867). It is written in Triton, which comes with PyTorch for GPUs.
+Decoding a token is bound by kernel launches: calls for the two parts, for each prefix of a batch, and for merging them
+would take longer than the arithmetic. This kernel reads a row's prefix in place, by its address, and goes on with the
+row's own keys (online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867). It is written in Triton, which comes with
+PyTorch for GPUs.
 """
 
 from __future__ import annotations

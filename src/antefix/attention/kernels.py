@@ -23,7 +23,7 @@ def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | No
     return next((reason for stands, reason in reasons if stands), None)
 
 
-def added(mask: Tensor, query: Tensor) -> Tensor:
+def as_additive(mask: Tensor, query: Tensor) -> Tensor:
     """Return a mask as numbers to add, the lowest low enough to leave nothing to compare.
 
     It is half the lowest there is: a kernel that counts in powers of two multiplies it by 1.44 and must not overflow.

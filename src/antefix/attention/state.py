@@ -26,7 +26,7 @@ class KeysAndValues:
     def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return key and value of a site; those of a frozen prefix are brought to a place once, from what was loaded.
 
-        To go on from another place would keep what was rounded there.
+        To convert what was converted before would keep its rounding.
         """
         key, value = self.pairs[path]
         if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:
@@ -77,21 +77,6 @@ class ForwardPrefixes:
             "whose; use one prefix for all rows."
         )
 
-    def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Return keys and values `(batch, kv_head, token, dim)` of a site, and which tokens are real for each row.
-
-        The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that
-        each ends where its row's sequence begins. None where no row has a prefix at this site.
-        """
-        shared = self.shared_at(path, like)
-        if shared is None:
-            return None
-        pairs, rows = shared
-        if set(rows) == {0}:
-            key, value = (part[None].expand(len(rows), -1, -1, -1) for part in pairs[0])
-            return key, value, None
-        return _padded([pairs[row] if row >= 0 else None for row in rows])
-
 
 @dataclass(frozen=True, eq=False)
 class LaidTogether:
@@ -131,6 +116,18 @@ class RelativePositions:
 
 NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
+
+
+def for_each_row(pairs: Sequence[tuple[Tensor, Tensor]], rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return keys and values `(batch, kv_head, token, dim)` of what `shared_at` returns, and which tokens are real.
+
+    The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that each
+    ends where its row's sequence begins.
+    """
+    if set(rows) == {0}:
+        key, value = (part[None].expand(len(rows), -1, -1, -1) for part in pairs[0])
+        return key, value, None
+    return _padded([pairs[row] if row >= 0 else None for row in rows])
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from antefix.cli.lines import list_files
+from antefix.cli.lines import list_files, print_table
 from antefix.errors import ConfigError
 from antefix.training import report
 from antefix.training.bootstrap import PairedBootstrap
 from antefix.training.evaluation import evaluate_recipe
 from antefix.training.settings import check_folder
-from antefix.training.systems import System, read_prefixes, read_texts, recipe_for
+from antefix.training.systems import SHARED_SETTINGS, System, read_prefixes, read_texts, recipe_for
 from antefix.training.templates import unescape
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="Examples: a file, a folder or a dataset, as for train.")],
     model: Annotated[
         str | None, typer.Option(help="Base model; by default the one that the prefixes were trained on.")
@@ -60,18 +59,7 @@ def evaluate(
     if output is not None:
         check_folder(output)
     prefixes = read_prefixes(prefix or [])
-    given = {
-        "model": model,
-        "task": task,
-        "prompt": unescape(prompt) if prompt else None,
-        "answer": unescape(answer) if answer else None,
-        "messages": messages,
-        "answer_tokenizer": answer_tokenizer,
-        "data_config": data_config,
-        "data_split": data_split,
-        "num_examples": num_examples,
-        "batch_size": batch_size,
-    }
+    given = {**recipe_settings(context), "batch_size": batch_size}
     recipe = recipe_for(data, prefixes, given)
     bare = [System("base")] if base else []
     systems = [*bare, *read_texts(text or []), *(System(name, prefix=name) for name in prefixes)]
@@ -86,17 +74,15 @@ def evaluate(
         settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
         settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}
         written = report.write_report(found, output, settings)
-    _print(report.scores(found), report.summary(found), console)
+    print_table(report.scores(found), console, report.summary(found))
     if found.comparisons:
-        _print(report.differences(found), f"paired bootstrap, {num_resamples:,} samples", console)
+        print_table(report.differences(found), console, f"paired bootstrap, {num_resamples:,} samples")
     list_files(written, console)
 
 
-def _print(table: report.Table, caption: str, console: Console) -> None:
-    heading, rows = table
-    printed = Table(title=f"\n{caption}", title_justify="left")
-    for column in heading:
-        printed.add_column(Text(column), justify="left" if column in ("metric", "system") else "right", overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
-    console.print(printed)
+def recipe_settings(context: typer.Context) -> dict[str, Any]:
+    """Return the flags that are settings of a recipe, by the same names; None for those that were not given."""
+    given = {name: context.params[name] for name in (*SHARED_SETTINGS, "data_config", "data_split", "num_examples")}
+    for template in ("prompt", "answer"):
+        given[template] = unescape(given[template]) if given[template] else None
+    return given

@@ -7,26 +7,24 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from antefix.cli.lines import list_files
+from antefix.cli.evaluate import recipe_settings
+from antefix.cli.lines import list_files, print_table
 from antefix.errors import ConfigError
 from antefix.inspect import tables
 from antefix.inspect.contents import contents
 from antefix.inspect.report import check_names, write_report
 from antefix.inspect.run import inspect_recipe
 from antefix.inspect.similarity import similarities
-from antefix.training.report import Table as Content
 from antefix.training.settings import check_folder
 from antefix.training.systems import read_prefixes, recipe_for
-from antefix.training.templates import unescape
 
 _PROGRESS = Console(stderr=True)
 
 
 def inspect(
+    context: typer.Context,
     prefix: Annotated[list[str], typer.Argument(help="Prefix file, or NAME=FILE; name several to compare them.")],
     verify: Annotated[bool, typer.Option("--verify", help="Only tell whether the files are intact.")] = False,
     data: Annotated[
@@ -60,46 +58,26 @@ def inspect(
         for name, one in found.items():
             console.print(Text(f"{name}: intact, SHA-256 of its content {one.content}"), soft_wrap=True)
         return
-    given = {
-        "model": model,
-        "task": task,
-        "prompt": None if prompt is None else unescape(prompt),
-        "answer": None if answer is None else unescape(answer),
-        "messages": messages,
-        "answer_tokenizer": answer_tokenizer,
-        "data_config": data_config,
-        "data_split": data_split,
-        "num_examples": num_examples,
-    }
+    given = recipe_settings(context)
     if data is None and any(given.values()):
         raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
     if output is not None:
         check_folder(output)
     matrix = similarities(list(prefixes.values()))
     for name, one in found.items():
-        _print(tables.summary(name, one), console)
-        _print(tables.norms(one), console)
+        print_table(tables.summary(name, one), console)
+        print_table(tables.norms(one), console)
     if len(prefixes) > 1:
-        _print(tables.similar(list(prefixes), matrix), console, "similarity of values")
+        print_table(tables.similar(list(prefixes), matrix), console, "similarity of values")
     inspections = {
         name: inspect_recipe(recipe_for(data, {name: held}, {**given, "batch_size": batch_size}), held, _PROGRESS)
         for name, held in prefixes.items()
         if data is not None
     }
     for name, inspection in inspections.items():
-        _print(tables.losses(inspection), console, f"{name}: loss on {inspection.num_examples:,} examples")
+        print_table(tables.losses(inspection), console, f"{name}: loss on {inspection.num_examples:,} examples")
         used = tables.tokens(inspection)
-        _print(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
-        _print(tables.layers(found[name], inspection), console, f"{name}: layers")
+        print_table(used, console, f"{name}: the {len(used[1])} virtual tokens that get most attention")
+        print_table(tables.layers(found[name], inspection), console, f"{name}: layers")
     if output is not None:
         list_files(write_report(found, matrix, inspections, output), console)
-
-
-def _print(table: Content, console: Console, title: str | None = None) -> None:
-    heading, rows = table
-    printed = Table(title=f"\n{escape(title)}" if title else None, title_justify="left")
-    for column in heading:
-        printed.add_column(Text(column), overflow="fold")
-    for row in rows:
-        printed.add_row(*map(Text, row))
-    console.print(printed)

@@ -1,4 +1,4 @@
-"""Plain lines on the terminal, in which no path or message is read as markup."""
+"""Plain lines and tables on the terminal, in which no path or message is read as markup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
+
+from antefix.training import report
 
 STYLES = {"error": "bold red", "stopped": "bold yellow"}
 
@@ -22,3 +26,15 @@ def list_files(paths: Iterable[Path | None], console: Console) -> None:
     for path in paths:
         if path is not None:
             console.print(Text(f"  {path}"), soft_wrap=True)
+
+
+def print_table(table: report.Table, console: Console, title: str | None = None) -> None:
+    """Print a heading and rows of text; columns of numbers alone stand on the right."""
+    heading, rows = table
+    printed = Table(title=f"\n{escape(title)}" if title else None, title_justify="left")
+    for number, column in enumerate(heading):
+        is_numbers = all(row[number][:1] in "+-0123456789" for row in rows)
+        printed.add_column(Text(column), justify="right" if is_numbers else "left", overflow="fold")
+    for row in rows:
+        printed.add_row(*map(Text, row))
+    console.print(printed)

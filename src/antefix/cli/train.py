@@ -100,21 +100,16 @@ def train(
     settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS} | {"sites": sites or None}
     console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
-    result = train_reporting_interrupts(chosen, console, resume)
-    print_result(result, console)
-    leave_group()
-
-
-def train_reporting_interrupts(recipe: Recipe, console: Console, resume: bool = False) -> TrainingResult:
-    """Train; on Ctrl-C say where the last checkpoint lies and exit with status 130."""
     try:
-        return train_recipe(recipe, console, resume)
+        result = train_recipe(chosen, console, resume)
     except KeyboardInterrupt as interrupt:
         kept = "there was no checkpoint yet"
-        if checkpoint := unfinished(recipe.output):
+        if checkpoint := unfinished(chosen.output):
             kept = f"--resume goes on from the last checkpoint, {checkpoint / FILE_NAME}"
         say("stopped", f"interrupted; {kept}.", console)
         raise typer.Exit(INTERRUPTED) from interrupt
+    print_result(result, console)
+    leave_group()
 
 
 def print_result(result: TrainingResult, console: Console) -> None:

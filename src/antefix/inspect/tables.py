@@ -71,7 +71,7 @@ def layers(held: Contents, found: Inspection) -> Table:
     rows = []
     for site in held.sites:
         by_head = found.shares[site.path].sum(dim=1).tolist()
-        without = found.losses.get(f"without {site.kind} {site.layer}")
+        without = found.losses.get(f"without {layer_name(site)}")
         worth = "" if without is None else f"{round(without - whole, 4) + 0.0:+.4f}"
         rows.append((layer_name(site), _range([100 * share for share in by_head], "%"), worth))
     return ("layer", "attention to the prefix (by head)", "loss without it"), rows

@@ -32,8 +32,8 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     for_answers = load_tokenizer(answer_tokenizer) if answer_tokenizer else tokenizer
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     with reporting_failure("model", name):
-        model: Any = named(auto.from_pretrained(source_of(name), **placement()), name)
-    check_padding(tokenizer, model.get_input_embeddings().num_embeddings)
+        model: Any = named(auto.from_pretrained(source_of(name), **loading_dtype()), name)
+    forget_added_padding(tokenizer, model.get_input_embeddings().num_embeddings)
     if is_encoder_decoder:  # the loss is a mean over the batch, whatever the signature lets Trainer believe
         model.accepts_loss_kwargs = False
     return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
@@ -46,7 +46,7 @@ def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+def forget_added_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
     """Have a tokenizer forget padding that was added to it and not to the base; any token that exists will do."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= num_embeddings:
         tokenizer.pad_token = None
@@ -54,11 +54,11 @@ def check_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> No
 
 def named(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """Return a model that is known by the name it was asked for, not by the place where it was found."""
-    cast(Any, model.config)._name_or_path = name
+    model.config.name_or_path = name
     return model
 
 
-def placement() -> dict[str, Any]:
+def loading_dtype() -> dict[str, Any]:
     """Return the dtype to load weights in: the checkpoint's on a GPU, fp32 on a CPU."""
     return {"dtype": "auto" if torch.cuda.is_available() else torch.float32}
 

@@ -1,12 +1,13 @@
 """Losses that leave out a trained output layer.
 
-TRL's trainers and Liger's kernels fuse the output layer with the loss: they read its weight and never call it. A copy
-that a prefix has of that layer is called in its place or not at all, so it would stay as it is, without a word.
+TRL's trainers and Liger's kernels fuse the output layer with the loss: they read its weight and never call it. A
+prefix's copy of that layer computes by being called in its place, so it would silently not be trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,16 +25,13 @@ def calling_output_heads(model: PreTrainedModel, heads: Mapping[str, nn.Module])
     """
     called: set[str] = set()
 
-    def noting(path: str) -> Callable[..., None]:
-        def note(*_: Any) -> None:
-            called.add(path)
-
-        return note
+    def note(path: str, *_: Any) -> None:
+        called.add(path)
 
     expected = {path: head for path, head in heads.items() if _makes_output(model, path)}
     with ExitStack() as hooks:
         for path, head in expected.items():
-            hooks.enter_context(_hooked(head, noting(path)))
+            hooks.enter_context(head.register_forward_pre_hook(functools.partial(note, path)))
         yield
     for path in expected:
         if path not in called:
@@ -50,12 +48,3 @@ def _makes_output(model: PreTrainedModel, path: str) -> bool:
     if output is None:
         return False
     return any(part is output for part in module.modules()) or any(part is module for part in output.modules())
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from transformers import TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.models.auto import modeling_auto
+from transformers.training_args import OptimizerNames
 
 from antefix.prefix import Prefix
 from antefix.sites import Site
@@ -139,15 +140,11 @@ def _training(state: TrainerState, args: TrainingArguments, datasets: Sequence[s
         "steps": state.global_step,
         "epochs": round(state.epoch, 2) if state.epoch else None,
         "examples a step": batch,
-        "learning rate": f"{args.learning_rate:g} ({_plain(args.lr_scheduler_type)})",
-        "optimiser": _plain(args.optim),
+        "learning rate": f"{args.learning_rate:g} ({SchedulerType(args.lr_scheduler_type).value})",
+        "optimiser": OptimizerNames(args.optim).value,
         "weight decay": args.weight_decay,
         "seed": args.seed,
     }
-
-
-def _plain(choice: Any) -> str:
-    return str(getattr(choice, "value", choice))
 
 
 def _results(state: TrainerState, args: TrainingArguments) -> str:

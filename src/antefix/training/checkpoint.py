@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from antefix.errors import ConfigError, PrefixFormatError
-from antefix.sharding import like, whole
-from antefix.storage import write_atomically
+from antefix.sharding import sharded_like, whole
+from antefix.storage import read_tensors, write_atomically
 
 TRAINED_NAME = "trained.safetensors"
 
@@ -46,18 +45,13 @@ class Trained:
 
         Raises `PrefixFormatError` where there is no intact one, `ConfigError` where it was made by another training.
         """
-        path = folder / TRAINED_NAME
         try:
-            with safe_open(path, framework="pt") as file:
-                subject = (file.metadata() or {}).get("subject")
-                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError) as error:
-            raise PrefixFormatError(
-                f"'{folder}' is no checkpoint of PrefixTrainer: '{path}' cannot be read."
-            ) from error
+            metadata, kept = read_tensors(folder / TRAINED_NAME)
+        except PrefixFormatError as error:
+            raise PrefixFormatError(f"'{folder}' is no checkpoint of PrefixTrainer: {error}") from error
         tensors = self._tensors()
         difference = _difference(kept, tensors)
-        if difference is None and subject != self.subject:
+        if difference is None and metadata.get("subject") != self.subject:
             difference = "its prefix stands at other attention, or at that of another model, or tells other labels"
         if difference is not None:
             raise ConfigError(
@@ -66,7 +60,7 @@ class Trained:
             )
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(like(tensor, kept[name]))
+                tensor.copy_(sharded_like(tensor, kept[name]))
 
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

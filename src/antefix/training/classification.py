@@ -16,7 +16,7 @@ from antefix.bank import PrefixBank, attach
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, DataError
 from antefix.sources import reporting_failure, source_of
-from antefix.training.base import check_padding, load_tokenizer, named, on_device, placement
+from antefix.training.base import forget_added_padding, load_tokenizer, loading_dtype, named, on_device
 from antefix.training.examples import Example
 from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
 from antefix.training.mixed import MixedBatches
@@ -64,7 +64,7 @@ class LabelTokenizer:
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return rows padded on the right: `input_ids`, `attention_mask` and `labels` `(row)`."""
         labels = torch.tensor([row["labels"] for row in rows])
-        return {**pad_inputs(rows, padding_id(self.tokenizer)), "labels": labels}
+        return {**pad_inputs([row["input_ids"] for row in rows], padding_id(self.tokenizer)), "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Classification:
         tokenizer = load_tokenizer(name, "model")
         with reporting_failure("model", name):
             config = AutoConfig.from_pretrained(source_of(name))
-            check_padding(tokenizer, config.get_text_config().vocab_size)
+            forget_added_padding(tokenizer, config.get_text_config().vocab_size)
             known = config.id2label
             numbered = [known[number] for number in sorted(known)]
             if in_order:
@@ -106,7 +106,7 @@ class Classification:
                 pad_token_id=padding_id(tokenizer),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **placement(),
+                **loading_dtype(),
             )
         drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
         named(model, name)

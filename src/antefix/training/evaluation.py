@@ -27,7 +27,7 @@ from antefix.training.tokens import Part
 class Evaluation:
     """What was found, by the name of the system; every other one is compared with the first.
 
-    A single prompt says nothing of any other, so nothing is compared by it.
+    One prompt alone cannot be resampled, so nothing is compared by it.
 
     `prompts` are the distinct ones, without a text before them, and `references` the answers that count as right.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,17 +31,12 @@ def fit(
     `checkpoint` is the folder of one to go on from.
     """
     progress = ProgressCallback(console, tokens_per_epoch)
-    # Trainer warns that it hands the tokenizer's special ids to the model; here they are the model's own already.
-    logger = logging.getLogger("transformers.trainer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
         trainer = make_trainer(args=_arguments(schedule), callbacks=[progress, LogsWhatItSaves()])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-        logger.setLevel(level)
     history = [{"step": log["step"], "loss": float(log["loss"])} for log in trainer.state.log_history if "loss" in log]
     return history, progress.tokens_per_second
 

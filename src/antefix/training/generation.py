@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
+from antefix.training.tokens import ExampleTokenizer, pad_inputs, padding_id
 
 _NO_HABITS: dict[str, Any] = {
     "num_beams": 1,
@@ -42,9 +42,9 @@ _NO_HABITS: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-"""What a base's generation configuration may ask for besides the ids of its special tokens, all turned off.
+"""What a base's generation configuration may set besides the ids of its special tokens, all turned off.
 
-A penalty on repeating the prompt would weigh upon a text in it and not upon the prefix that stands for the text.
+A penalty on repetition, for one, would count the words of a text in the prompt, but not those that a prefix stands for.
 """
 
 
@@ -62,20 +62,18 @@ def write(
     model: PreTrainedModel, encoder: ExampleTokenizer, rows: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
     """Return the greedy answers to prompts of ids, written as one batch, up to where the model ends them."""
-    pad = padding_id(encoder.tokenizer)
     # A causal model goes on from the right end, so its padding stands on the left.
-    ids = pad_rows(rows, pad, on_left=not encoder.is_encoder_decoder)
-    mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=not encoder.is_encoder_decoder)
+    inputs: dict[str, Any] = pad_inputs(rows, padding_id(encoder.tokenizer), on_left=not encoder.is_encoder_decoder)
     model.eval()
     made = generate_ids(
         model,
         ends_of(model) | encoder.ends,
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
         pad_token_id=padding_id(encoder.answer_tokenizer),
     )
-    read = 1 if encoder.is_encoder_decoder else ids.shape[1]  # a decoder starts from a token that is no answer
+    # A decoder starts from a token that is no answer.
+    read = 1 if encoder.is_encoder_decoder else inputs["input_ids"].shape[1]
     return decoded(model, encoder, made[:, read:].tolist())
 
 

@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def num_processes() -> int:
+    """Return how many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def leave_group() -> None:
     """End what connects the processes, which may otherwise abort when one ends before another."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

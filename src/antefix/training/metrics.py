@@ -16,7 +16,6 @@ References = Sequence[Sequence[str]]
 """For each answer, the texts that count as right."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-LIKELIHOOD_METRICS = ("loss", "perplexity")
 ANSWER_METRICS = ("exact_match", "bleu", "chrf", *ROUGE)
 LABEL_METRICS = ("loss", "accuracy", "macro_f1")
 

@@ -1,4 +1,4 @@
-"""What Trainer and TRL take a quantised base for, while they are made: one to be trained by adapters of PEFT alone."""
+"""A quantised base for Trainer and TRL, which take one only to train adapters of PEFT on it."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ reference is the same model with the prefix off, so a second copy in memory is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
 
 from antefix.bank import PrefixBank
 from antefix.heads import MODULE_NAME
+from antefix.sites import evaluation_mode
 
 
 class BareBase(nn.Module):
@@ -29,12 +28,12 @@ class BareBase(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, with no prefix in use."""
-        with self.bank.use(None), _evaluating(self.module):
+        with self.bank.use(None), evaluation_mode(self.module):
             return self.module(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the model, with no prefix in use."""
-        with self.bank.use(None), _evaluating(self.module):
+        with self.bank.use(None), evaluation_mode(self.module):
             return cast(Any, self.module).generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -45,16 +44,3 @@ class BareBase(nn.Module):
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.__dict__["module"], name)
         return BareBase(self.bank, value) if isinstance(value, nn.Module) else value
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout off, as a reference that is a model of its own has it."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

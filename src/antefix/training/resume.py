@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from antefix.errors import ConfigError
 from antefix.storage import write_atomically
 from antefix.training.checkpoint import TRAINED_NAME
+from antefix.training.launch import num_processes
 from antefix.training.settings import check_folder
 
 SETTINGS_NAME = "settings.json"
@@ -36,7 +37,7 @@ class RunFolder:
         self._later = later
         contents = {name: Path(str(settings[name])) for name in files if settings[name] is not None}
         hashes = {f"content of {name}": _hash(path) for name, path in contents.items() if path.exists()}
-        processes = {"number of processes": int(os.environ.get("WORLD_SIZE", "1"))}
+        processes = {"number of processes": num_processes()}
         kept = {name: value for name, value in settings.items() if name != "output"}
         self._settings: dict[str, Any] = json.loads(json.dumps({**kept, **hashes, **processes}))
 

@@ -14,9 +14,10 @@ class Room:
         self.limits = bank.limits
         self.is_encoder_decoder = bool(bank.model.config.is_encoder_decoder)
         self.kind: Kind = "decoder" if any(site.kind == "decoder" for site in bank.sites) else "encoder"
-        prefix = None if name is None else bank.prefix(name)
-        sites = () if prefix is None else prefix.sites
-        self.num_virtual_tokens = {site.kind: prefix.num_virtual_tokens for site in sites if prefix is not None}
+        self.num_virtual_tokens: dict[Kind, int] = {}
+        if name is not None:
+            prefix = bank.prefix(name)
+            self.num_virtual_tokens = dict.fromkeys((site.kind for site in prefix.sites), prefix.num_virtual_tokens)
 
     @property
     def most(self) -> int | None:

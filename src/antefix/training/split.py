@@ -30,9 +30,9 @@ def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], lis
 
 
 def kept_together(*keys: Sequence[Hashable]) -> list[list[int]]:
-    """Return the places of what is alike by its key, in their order.
+    """Return the places with equal keys together, by the first of `keys` that makes enough groups to draw from.
 
-    Where all are alike by a few keys nothing can be kept apart by those, and the next ones count.
+    Where none does, the last counts.
     """
     groups: dict[Hashable, list[int]] = {}
     for those in keys:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from antefix.errors import DataError
@@ -144,7 +145,7 @@ class ExampleTokenizer:
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return rows padded on the right: `input_ids`, `attention_mask` and `labels`."""
         labels = pad_rows([row["labels"] for row in rows], IGNORED_LABEL)
-        return {**pad_inputs(rows, padding_id(self.tokenizer)), "labels": labels}
+        return {**pad_inputs([row["input_ids"] for row in rows], padding_id(self.tokenizer)), "labels": labels}
 
     def can_write(self, answer: Sequence[int]) -> bool:
         """Return whether the tokenizer knows every piece of an answer."""
@@ -160,20 +161,18 @@ class ExampleTokenizer:
         return ids
 
 
-def pad_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
-    """Return `input_ids` and `attention_mask` `(row, token)` of rows padded on the right."""
+def pad_inputs(rows: Sequence[Sequence[int]], pad_token_id: int, on_left: bool = False) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` `(row, token)` of rows of ids."""
     return {
-        "input_ids": pad_rows([row["input_ids"] for row in rows], pad_token_id),
-        "attention_mask": pad_rows([[1] * len(row["input_ids"]) for row in rows], 0),
+        "input_ids": pad_rows(rows, pad_token_id, on_left),
+        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, on_left),
     }
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, on_left: bool = False) -> Tensor:
     """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
-    longest = max(map(len, rows))
-    fill = [[value] * (longest - len(row)) for row in rows]
-    filled = [[*gap, *row] if on_left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)]
-    return torch.tensor(filled, dtype=torch.long)
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, True, value, padding_side="left" if on_left else "right")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -189,7 +188,7 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer puts a token of its own behind a text; one that opens it may be the same."""
+    """Tell whether a tokenizer ends a text with a token of its own, which may be the one that opens texts, too."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     return bool(whole[len(whole) - len(bare) :] != bare)
 

@@ -28,7 +28,7 @@ def server_arguments(base: str, max_resident_prefixes: int, passed_on: Sequence[
         raise ConfigError("--kv-transfer-config is antefix's own: the prefixes come through it.")
     if os.environ.get(_ANY_NAME, "0") not in ("", "0"):
         raise ConfigError(f"{_ANY_NAME} is set, and would let the bare base answer for a name that is no prefix.")
-    (transfer,) = engine_args(max_resident_prefixes).values()
+    transfer = engine_args(max_resident_prefixes)["kv_transfer_config"]
     named = [] if base != "embedded" or "--served-model-name" in given else ["--served-model-name", base]
     source = source_of(base)
     middleware = ["--middleware", "antefix.vllm.middleware.PrefixMiddleware"]

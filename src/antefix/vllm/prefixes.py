@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixMismatchError, UnknownPrefixError, UnsupportedModelError
 from antefix.meta import shapes_only
-from antefix.prefix import Prefix, geometry_fingerprint
+from antefix.prefix import Prefix
 from antefix.sites import Site, discover_sites, shares_keys
 from antefix.storage import verify_prefix
 from antefix.vllm.settings import CONNECTOR
@@ -31,7 +31,7 @@ class Prefixes(Mapping[str, Ticket]):
     def __init__(self, base: str, files: Mapping[str, str | os.PathLike[str]] | None = None) -> None:
         make_secret()
         model = shapes_only(base)
-        self.sites: tuple[Site, ...] = tuple(discover_sites(model))
+        self.sites: tuple[Site, ...] = discover_sites(model)
         _check_base(model, self.sites)
         self._tickets: dict[str, Ticket] = {}
         for name, file in (files or {}).items():
@@ -93,7 +93,7 @@ class Prefixes(Mapping[str, Ticket]):
         return chosen
 
     def _check_servable(self, name: str, prefix: Prefix) -> None:
-        prefix.check_fits(self.sites, geometry_fingerprint(self.sites))
+        prefix.check_fits(self.sites, readers=self.sites)
         missing = {site.path for site in self.sites} - {site.path for site in prefix.sites}
         if missing:
             raise PrefixMismatchError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.distillation.trainer import Collator, measure
 from antefix.training.examples import Wording
+from antefix.training.launch import num_processes
 from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
 from antefix.training.templates import Template, Templates
@@ -61,7 +61,7 @@ class Classroom:
 
 def prepare(settings: Distillation) -> Classroom:
     """Load and check everything that settings name; raises `AntefixError` for whatever does not fit."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         raise ConfigError("a document is distilled by one process; start distill without torchrun.")
     rows, eval_rows = (read_rows(source) if source else [] for source in (settings.data, settings.eval_data))
     set_seed(settings.seed)

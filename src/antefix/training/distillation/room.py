@@ -16,11 +16,11 @@ SHORTEST, LONGEST = 64, 4096
 def num_readable(bank: PrefixBank) -> int | None:
     """Return how many tokens a base reads at once, None for any number; no attention window may cut them off."""
     config = bank.model.config.get_text_config()
-    limits = [bank.limits.get("decoder"), getattr(config, "max_position_embeddings", None), attention_window(config)]
+    limits = (bank.limits.get("decoder"), attention_window(config))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def longest_lesson(settings: Distillation, longest_form: int = 0) -> int:
+def longest_lesson(settings: Distillation, longest_form: int) -> int:
     """Return how many tokens a lesson may have, whose form has at most so many."""
     return PARTS * settings.max_new_tokens + max(SLACK, longest_form)
 

@@ -71,7 +71,8 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     classroom = prepare(settings)
     checkpoint = kept.checkpoint if resume else None
     if not resume:
-        shutil.rmtree(folder / LESSONS_NAME, ignore_errors=True)  # of another document, if nothing else tells whose
+        # Without settings nobody knows which document they are about.
+        shutil.rmtree(folder / LESSONS_NAME, ignore_errors=True)
     if checkpoint is None:
         kept.begin()
     started = time.monotonic()

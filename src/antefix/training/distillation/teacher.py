@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 
@@ -14,13 +15,14 @@ from antefix.initialize import token_prefix
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.targets import Targets
 from antefix.training.generation import before_end, ends_of, generate_ids
-from antefix.training.tokens import ExampleTokenizer, pad_rows, padding_id
+from antefix.training.tokens import ExampleTokenizer, pad_inputs, pad_rows, padding_id
 
 _NAME = "what the teacher reads"
 MOST_TRIED = 32
 """How many tokens show whether a base reads a text that it has as a prefix."""
 _LARGEST_GAP, _NO_GAP = 0.1, 0.01
-"""How far a text read as a prefix may be from the text in context: a share of how far no text is, or so many nats."""
+"""How far log-probabilities behind a text as a prefix may be from those behind it in context: this share of what
+leaving the text out changes, or this many nats."""
 
 
 class Teacher:
@@ -84,8 +86,7 @@ class Teacher:
         """Return what is sampled after each row, up to and with the token that ends it, or the most tokens."""
         model, pad = self.bank.model, padding_id(self.tokenizer)
         stops = self._stops(stops_at_line_break)
-        ids = pad_rows(rows, pad, on_left=True).to(model.device)
-        mask = pad_rows([[1] * len(row) for row in rows], 0, on_left=True).to(model.device)
+        inputs: dict[str, Any] = pad_inputs(rows, pad, on_left=True)
         model.eval()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -93,12 +94,11 @@ class Teacher:
                 model,
                 stops,
                 self.temperature,
-                input_ids=ids,
-                attention_mask=mask,
+                **{name: tensor.to(model.device) for name, tensor in inputs.items()},
                 max_new_tokens=self.max_new_tokens,
                 pad_token_id=pad,
             )
-        return [row[: len(before_end(row, stops)) + 1] for row in made[:, ids.shape[1] :].tolist()]
+        return [row[: len(before_end(row, stops)) + 1] for row in made[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def answer(self, contexts: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
         """Return what is written after each context; what they have in common is read once."""
@@ -126,13 +126,13 @@ class Teacher:
         befores = [draft.context[num_read:] for draft in drafts]
         rows = [before + draft.continuation for before, draft in zip(befores, drafts, strict=True)]
         flags = [[False] * len(before) + draft.is_written for before, draft in zip(befores, drafts, strict=True)]
-        ids, written = pad_rows(rows, padding_id(self.tokenizer)), pad_rows(flags, 0).bool()
-        mask = pad_rows([[1] * len(row) for row in rows], 0)
+        written = pad_rows(flags, 0).bool()
+        inputs = {name: t.to(model.device) for name, t in pad_inputs(rows, padding_id(self.tokenizer)).items()}
         model.eval()
         with torch.no_grad():
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
         predicting = written[:, 1:].to(model.device)
-        found = Targets.of(logits[:, :-1][predicting], ids[:, 1:].to(model.device)[predicting], self.num_logits)
+        found = Targets.of(logits[:, :-1][predicting], inputs["input_ids"][:, 1:][predicting], self.num_logits)
         return found.split(written.sum(1).tolist())
 
 

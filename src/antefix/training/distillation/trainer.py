@@ -30,7 +30,7 @@ class Collator:
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
         """Return lessons as one batch, padded on the right."""
         targets = Targets.joined([lesson.targets for lesson in lessons])
-        inputs = pad_inputs([{"input_ids": lesson.ids} for lesson in lessons], self.pad_token_id)
+        inputs = pad_inputs([lesson.ids for lesson in lessons], self.pad_token_id)
         is_written = pad_rows([lesson.is_written for lesson in lessons], 0).bool()
         return {
             **inputs,
