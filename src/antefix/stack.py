@@ -99,7 +99,7 @@ class Stack:
         if not selected:
             return NO_PREFIXES
         batch = _batch_size(inputs)
-        if batch is None:  # the base has a sentence of its own for that
+        if batch is None:  # the base raises its own error
             return NO_PREFIXES
         cache = cache_of(inputs)
         made = {name: self.materialize(name, self.sites, cache) for name in selected}

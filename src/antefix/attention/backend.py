@@ -85,7 +85,9 @@ def _concatenate(
         )
     prefix_key, prefix_value, real = for_each_row(*shared)
     if implementation == "flex_attention" and not isinstance(attention_mask, Tensor):
-        mask: Any = attended_blocks(attention_mask, query, key, prefix_key.shape[2], real)
+        mask: Any = attended_blocks(
+            attention_mask, query, key, prefix_key.shape[2], real, shared[1], forward.block_masks
+        )
     else:
         # The sdpa function hides later keys by itself; the others add a mask to the scores and do nothing else.
         additive = implementation != "sdpa"

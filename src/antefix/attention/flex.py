@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from antefix.shapes import Bool, Float
+
+BlockMasks: TypeAlias = dict[tuple[int, int, int, tuple[int, ...]], tuple[BlockMask | None, BlockMask | None]]
+"""Block masks over prefix and sequence, each behind the base's own, by what tells one from another in a forward."""
 
 
 def attended_blocks(
@@ -17,8 +21,29 @@ def attended_blocks(
     key: Float[Tensor, "batch kv_head key key_dim"],
     num_virtual_tokens: int,
     real: Bool[Tensor, "batch token"] | None,
+    rows: Sequence[int],
+    made: BlockMasks,
 ) -> BlockMask | None:
-    """Return the mask over prefix and sequence: every query sees every real prefix token. None hides nothing."""
+    """Return the mask over prefix and sequence: every query sees every real prefix token. None hides nothing.
+
+    `rows` numbers the prefix of each row, and so tells the tokens in `real`. `made` keeps the masks of a forward, so
+    that layers share one, as they do without a prefix.
+    """
+    if torch.compiler.is_compiling():  # a graph keeps nothing
+        return _over_both(mask, query, key, num_virtual_tokens, real)
+    hidden = id(mask), num_virtual_tokens, key.shape[2], tuple(rows)
+    if hidden not in made:
+        made[hidden] = mask, _over_both(mask, query, key, num_virtual_tokens, real)
+    return made[hidden][1]
+
+
+def _over_both(
+    mask: BlockMask | None,
+    query: Float[Tensor, "batch head query key_dim"],
+    key: Float[Tensor, "batch kv_head key key_dim"],
+    num_virtual_tokens: int,
+    real: Bool[Tensor, "batch token"] | None,
+) -> BlockMask | None:
     if mask is None and real is None:
         return None
 

@@ -13,7 +13,7 @@ _WIDEST_ON_GPU = 256
 
 
 def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | None:
-    """Return why no kernel tells the log-sum-exp of heads that wide; None where one does."""
+    """Return why no kernel returns the log-sum-exp for heads this wide; None where one does."""
     on_gpu = device == "cuda"
     reasons = (
         (device not in ("cpu", "cuda"), f"there is no kernel for a device of type '{device}'"),

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from antefix.attention.flex import BlockMasks
 from antefix.errors import UnsupportedModelError
 from antefix.shapes import Float, Int
 
@@ -45,13 +46,15 @@ class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
     `rows` numbers a prefix for each row, -1 for none; some row uses each prefix. `relative_positions` tells where the
-    queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be laid together.
+    queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be laid together,
+    `block_masks` the masks of FlexAttention.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
     rows: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
     laid_together: LaidTogether | None = None
+    block_masks: BlockMasks = field(default_factory=dict)
 
     def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Sequence[int]] | None:
         """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.

@@ -23,7 +23,7 @@ _TOLD = {
 
 
 def summary(name: str, found: Contents) -> Table:
-    """Say in a row each what a file holds."""
+    """List, one row each, what a file holds."""
     kinds = {
         kind: sum(site.kind == kind for site in found.sites) for kind in dict.fromkeys(s.kind for s in found.sites)
     }

@@ -180,7 +180,7 @@ class PrefixTrainer(Trainer):
             )
 
     def _check_trained(self) -> None:
-        """Refuse what would be trained or saved otherwise than it seems."""
+        """Refuse what would be trained and not saved, or not trained at all."""
         model = self._whole_model
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")

@@ -113,7 +113,7 @@ class Writing:
         ]
 
     def reference(self, example: Example) -> str:
-        """Return an answer as one that learned it writes it: a chat template may put more before it than it says."""
+        """Return an answer as a trained model would write it: a chat template may put more before it than it says."""
         if example.completion is None:
             return example.answer
         return decoded(self.model, self.encoder, [self.encoder.tokenize(example).answer])[0]

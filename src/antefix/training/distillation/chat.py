@@ -28,7 +28,7 @@ class ChatStudy:
         return max(len(self._ids(before_all("") + INSTRUCTIONS[kind])) for kind in self.kinds)
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return what came to something of `number` lessons about a chunk."""
+        """Return those of `number` lessons about a chunk that can be used."""
         text = before_all(chunk.text)
         asking = [self._ids(text + INSTRUCTIONS[rng.choice(self.kinds)]) for _ in range(number)]
         asked = self.teacher.answer(asking, rng.getrandbits(63), stops_at_line_break=False)

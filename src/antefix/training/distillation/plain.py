@@ -21,7 +21,7 @@ class PlainStudy:
         self.kinds = kinds
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return what came to something of `number` lessons about a chunk."""
+        """Return those of `number` lessons about a chunk that can be used."""
         context = self.encoder.prompt_ids(before_all(chunk.text))
         openings = [OPENINGS[rng.choice(self.kinds)] for _ in range(number)]
         drafts = [Draft(context, self.encoder.prompt_ids(""), [], []) for _ in openings]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from antefix.training.distillation.document import Chunk, Document
 from antefix.training.distillation.lessons import Lesson, Round
@@ -14,13 +14,15 @@ from antefix.training.distillation.questions import GivenQuestions
 from antefix.training.rows import Row
 
 
+@runtime_checkable
 class SelfStudy(Protocol):
     """A way in which a base writes lessons for itself."""
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return what came to something of `number` lessons about a chunk."""
+        """Return those of `number` lessons about a chunk that can be used."""
 
 
+@runtime_checkable
 class Study(Protocol):
     """Rounds of lessons, each the same whenever it is asked for."""
 

@@ -1,0 +1,30 @@
+"""FlexAttention's masks over prefix and sequence, made once for the layers that hide the same."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+
+from antefix.attention import flex
+
+
+def test_layers_share_a_block_mask() -> None:
+    """A window's is another, and so is that of rows with other prefixes."""
+    query = key = torch.zeros(2, 2, 6, 4)
+    causal, window = (
+        create_block_mask(lambda b, h, q, k, width=width: (k <= q) & (k > q - width), 2, None, 6, 6, device="cpu")
+        for width in (6, 2)
+    )
+    made: flex.BlockMasks = {}
+    real = torch.tensor([[False, True], [True, True]])
+    calls = [(causal, None, (0, 0)), (window, None, (0, 0)), (causal, real, (0, 1))]
+    first, again = ([flex.attended_blocks(m, query, key, 2, r, rows, made) for m, r, rows in calls] for _ in range(2))
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    for number, (mask, shown, _) in enumerate(calls):
+        for row in range(2):
+            expected = [[k < 2 or bool(mask.mask_mod(row, 0, q, k - 2)) for k in range(8)] for q in range(6)]
+            if shown is not None and not shown[row, 0]:
+                expected = [[False, *columns[1:]] for columns in expected]
+            rule = first[number].mask_mod
+            at = [torch.tensor(value) for value in range(8)]
+            assert [[bool(rule(at[row], at[0], at[q], at[k])) for k in range(8)] for q in range(6)] == expected
