@@ -17,6 +17,7 @@ from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixFormatError
+from antefix.peft_heads import modules_to_save
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, geometry_fingerprint
 from antefix.sites import Kind, Site, discover_sites, readers
@@ -28,7 +29,6 @@ PICKLE_NAME = "adapter_model.bin"
 PEFT_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 _FLAT = "prompt_embeddings"
 _TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Sequence[Site] | None = None) -> Prefix:
@@ -92,21 +92,17 @@ def write_peft(
     tensors |= {f"base_model.{name.replace(':', '.')}": storable(tensor) for name, tensor in prefix.modules.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"the prefix for '{folder}' holds numbers that are not finite, so it was not written.")
+    task_type = task_type or _task_type(prefix, model, chosen[0].kind)
+    if task_type not in _TASK_TYPES:
+        raise ConfigError(f"task_type is {task_type!r}; PEFT has {', '.join(_TASK_TYPES)}.")
     config = {
         "peft_type": PEFT_TYPES[0],
-        "task_type": task_type or _task_type(prefix, model, chosen[0].kind),
+        "task_type": task_type,
         "base_model_name_or_path": base_model or prefix.metadata.get("base_model") or None,
         "inference_mode": True,
-        "modules_to_save": sorted({name.partition(":")[0] for name in prefix.modules}) or None,
+        "modules_to_save": modules_to_save(prefix, model, task_type) or None,
         **vars(layout),
     }
-    if config["task_type"] not in _TASK_TYPES:
-        raise ConfigError(f"task_type is {config['task_type']!r}; PEFT has {', '.join(_TASK_TYPES)}.")
-    if config["task_type"] in _WITH_HEAD and not prefix.modules:
-        raise ConfigError(
-            f"PEFT loads a checkpoint of task_type='{config['task_type']}' only with a trained head, and this prefix "
-            "has none; name another task_type."
-        )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"'{folder}' is a file; PEFT's checkpoints are folders.")
     weights = save(tensors, {"format": "pt"})
