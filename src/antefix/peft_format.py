@@ -64,7 +64,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
             "fingerprint": base_fingerprint(sites, readers(model, sites), chosen),
             "peft": {"peft_type": config["peft_type"], "task_type": config.get("task_type")},
         },
-        modules={_module_name(key, config, folder): tensor for key, tensor in tensors.items()},
+        modules={_module_name(key, config, folder, model): tensor for key, tensor in tensors.items()},
     )
 
 
@@ -147,7 +147,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _module_name(key: str, config: Mapping[str, Any], folder: Path) -> str:
+def _module_name(key: str, config: Mapping[str, Any], folder: Path, model: PreTrainedModel) -> str:
     """Return `{module path}:{parameter}` for the name that PEFT gives a tensor of one of its `modules_to_save`."""
     wanted = config.get("modules_to_save")
     name = f".{key.removeprefix('base_model.')}"
@@ -155,9 +155,23 @@ def _module_name(key: str, config: Mapping[str, Any], folder: Path) -> str:
         before, found, parameter = name.partition(f".{module}.")
         if found:
             return f"{before}{found}".strip(".") + f":{parameter}"
+    if name.strip(".").rpartition(".")[0] in _embeddings(model):
+        raise PrefixFormatError(
+            f"'{folder / WEIGHTS_NAME}' holds '{key}': PEFT saved the base's embeddings, too, as it does where the "
+            "vocabulary was changed; save anew by PEFT's save_pretrained with save_embedding_layers=False."
+        )
     raise PrefixFormatError(
         f"'{folder / WEIGHTS_NAME}' holds '{key}', which is neither '{_FLAT}' nor of a module in modules_to_save."
     )
+
+
+def _embeddings(model: PreTrainedModel) -> set[str]:
+    """Return the paths of the layers that turn tokens into vectors and back."""
+    try:
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    except NotImplementedError:  # so says a model of sounds or images that it has none
+        return set()
+    return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
 def _check_expressible(prefix: Prefix, chosen: Sequence[Site]) -> None:

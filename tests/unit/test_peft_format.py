@@ -346,3 +346,11 @@ def test_numbers_of_eight_bits_are_refused_in_a_sentence(folder: Path) -> None:
     save_file({"prompt_embeddings": load_file(path)["prompt_embeddings"].to(torch.float8_e4m3fn)}, path)
     with pytest.raises(antefix.PrefixFormatError, match="'prompt_embeddings' as torch"):
         read_peft(folder, build_model("llama"))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_embeddings_of_a_changed_vocabulary_are_named(name: str, folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.{name}.weight": torch.ones(70, 32)}, path)
+    with pytest.raises(antefix.PrefixFormatError, match=f"'base_model.{name}.weight': .* save_embedding_layers=False"):
+        read_peft(folder, build_model("llama"))
