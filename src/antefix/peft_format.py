@@ -17,6 +17,7 @@ from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError, PrefixFormatError
+from antefix.peft_heads import modules_to_save
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, own_copy
 from antefix.sites import Kind, Site, discover_sites, readers
@@ -28,7 +29,6 @@ PICKLE_NAME = "adapter_model.bin"
 PEFT_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 _FLAT = "prompt_embeddings"
 _TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Sequence[Site] | None = None) -> Prefix:
@@ -64,7 +64,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
             "fingerprint": base_fingerprint(sites, readers(model, sites), chosen),
             "peft": {"peft_type": config["peft_type"], "task_type": config.get("task_type")},
         },
-        modules={_module_name(key, config, folder): tensor for key, tensor in tensors.items()},
+        modules={_module_name(key, config, folder, model): tensor for key, tensor in tensors.items()},
     )
 
 
@@ -92,21 +92,17 @@ def write_peft(
     tensors |= {f"base_model.{name.replace(':', '.')}": own_copy(tensor) for name, tensor in prefix.modules.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"the prefix for '{folder}' holds numbers that are not finite, so it was not written.")
+    task_type = task_type or _task_type(prefix, model, chosen[0].kind)
+    if task_type not in _TASK_TYPES:
+        raise ConfigError(f"task_type is {task_type!r}; PEFT has {', '.join(_TASK_TYPES)}.")
     config = {
         "peft_type": PEFT_TYPES[0],
-        "task_type": task_type or _task_type(prefix, model, chosen[0].kind),
+        "task_type": task_type,
         "base_model_name_or_path": base_model or prefix.metadata.get("base_model") or None,
         "inference_mode": True,
-        "modules_to_save": sorted({name.partition(":")[0] for name in prefix.modules}) or None,
+        "modules_to_save": modules_to_save(prefix, model, task_type) or None,
         **vars(layout),
     }
-    if config["task_type"] not in _TASK_TYPES:
-        raise ConfigError(f"task_type is {config['task_type']!r}; PEFT has {', '.join(_TASK_TYPES)}.")
-    if config["task_type"] in _WITH_HEAD and not prefix.modules:
-        raise ConfigError(
-            f"PEFT loads a checkpoint of task_type='{config['task_type']}' only with a trained head, and this prefix "
-            "has none; name another task_type."
-        )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"'{folder}' is a file; PEFT's checkpoints are folders.")
     weights = save(tensors, {"format": "pt"})
@@ -151,7 +147,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _module_name(key: str, config: Mapping[str, Any], folder: Path) -> str:
+def _module_name(key: str, config: Mapping[str, Any], folder: Path, model: PreTrainedModel) -> str:
     """Return `{module path}:{parameter}` for the name that PEFT gives a tensor of one of its `modules_to_save`."""
     wanted = config.get("modules_to_save")
     name = f".{key.removeprefix('base_model.')}"
@@ -159,9 +155,23 @@ def _module_name(key: str, config: Mapping[str, Any], folder: Path) -> str:
         before, found, parameter = name.partition(f".{module}.")
         if found:
             return f"{before}{found}".strip(".") + f":{parameter}"
+    if name.strip(".").rpartition(".")[0] in _embeddings(model):
+        raise PrefixFormatError(
+            f"'{folder / WEIGHTS_NAME}' holds '{key}': PEFT saved the base's embeddings, too, as it does where the "
+            "vocabulary was changed; save anew by PEFT's save_pretrained with save_embedding_layers=False."
+        )
     raise PrefixFormatError(
         f"'{folder / WEIGHTS_NAME}' holds '{key}', which is neither '{_FLAT}' nor of a module in modules_to_save."
     )
+
+
+def _embeddings(model: PreTrainedModel) -> set[str]:
+    """Return the paths of the layers that turn tokens into vectors and back."""
+    try:
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    except NotImplementedError:  # so says a model of sounds or images that it has none
+        return set()
+    return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
 def _check_expressible(prefix: Prefix, chosen: Sequence[Site]) -> None:

@@ -51,16 +51,21 @@ def test_a_new_process_writes_what_this_one_does(prefix: Path) -> None:
 
 def test_files_of_prompts(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
     rows, lines = tmp_path / "rows.jsonl", tmp_path / "lines.txt"
-    rows.write_text(json.dumps({"source": RECORD}) + "\n" + json.dumps({"source": RECORD.replace("Ada", "Eve")}) + "\n")
-    lines.write_text(f"{RECORD}\\n=>\\n\n\n{RECORD.replace('Ada', 'Eve')}\\n=>\\n\n")
+    records = [RECORD, RECORD.replace("Danora", "Eve")]
+    rows.write_text("".join(json.dumps({"source": record}) + "\n" for record in records))
+    lines.write_text("\n\n".join(records) + "\n")
     base = ("generate", "--model", "embedded", "--prefix", prefix, "--max-new-tokens", 20)
-    first, second = invoke(*base, "--file", rows), invoke(*base, "--file", lines)
+    first, second = invoke(*base, "--file", rows, "--template", "{source}"), invoke(*base, "--file", lines)
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
+    told, given = (invoke(*base, "--file", rows, *more) for more in ((), ("--template", prompt("{source}"))))
+    assert told.stdout == given.stdout != first.stdout
     lines.write_text(lines.read_text(), encoding="utf-8-sig")
     assert invoke(*base, "--file", lines).stdout == first.stdout
     lines.write_text("The sea.\u2028It is blue.\n")
     assert _read_lines(lines) == ["The sea.\u2028It is blue."], "one line"
+    lines.write_text("\\theta = \\nabla f in C:\\new\n")
+    assert _read_lines(lines) == ["\\theta = \\nabla f in C:\\new"], "taken as it is"
     assert len(first.stdout.strip().splitlines()) >= 2
 
 

@@ -282,3 +282,21 @@ def test_what_replaces_a_file_keeps_its_permissions_and_a_link_to_it(prefix: Pre
     assert (link.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (True, 0o600)
     assert antefix.load_prefix(file).content_hash() == other.content_hash()
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are another thing there")
+def test_a_link_that_leads_back_to_itself_is_refused(prefix: Prefix, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.symlink_to(back)
+    back.symlink_to(there)
+    with pytest.raises(antefix.ConfigError, match="there' is a link that leads back to itself; name another file"):
+        antefix.save_prefix(prefix, there)
+    assert sorted(tmp_path.iterdir()) == [back, there]
+
+
+@pytest.mark.parametrize("held", [float("nan"), float("inf"), {1, 2}])
+def test_metadata_that_json_cannot_hold_is_refused(prefix: Prefix, tmp_path: Path, held: object) -> None:
+    told = Prefix(SITES, prefix.keys, prefix.values, {"score": held})
+    with pytest.raises(antefix.ConfigError, match="the metadata of a prefix must be what JSON can hold"):
+        antefix.save_prefix(told, tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())

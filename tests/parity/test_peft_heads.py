@@ -11,7 +11,7 @@ import antefix
 from antefix.interop.peft import accelerate, write
 from tests.parity.compare import assert_close, assert_far
 from tests.parity.families import FAMILIES
-from tests.parity.peft_models import IDS, PREFIX, TOLERANCE, classifier, gradients, logits, peft
+from tests.parity.peft_models import IDS, PREFIX, TOKENS, TOLERANCE, classifier, gradients, logits, peft
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,24 @@ def test_a_head_learns_and_goes_along(head: str, task: str, tmp_path: Path) -> N
     write(bank.prefix("p"), tmp_path / "ours", base, bank.sites)
     back = peft.PeftModel.from_pretrained(FAMILIES["BERT"].build(f"BertFor{head}"), tmp_path / "ours")
     assert_close(logits(back), outputs.logits, TOLERANCE)
+
+
+def test_a_head_trained_in_parts_is_written_as_the_whole_that_peft_loads(tmp_path: Path) -> None:
+    base = FAMILIES["RoBERTa"].build("RobertaForSequenceClassification")
+    bank = antefix.attach(base)
+    for name, parts in (("part", ["classifier.out_proj"]), ("whole", ["classifier.out_proj", "classifier.dense"])):
+        bank.add(name, antefix.PrefixConfig(TOKENS, init="random", trainable_modules=parts))
+        for copied in bank.heads(name).values():
+            torch.nn.init.normal_(copied.weight)
+    with pytest.raises(antefix.ConfigError, match=r"no 'classifier.dense.weight'"):
+        write(bank.prefix("part"), tmp_path / "ours", base, bank.sites, task_type="SEQ_CLS")
+    assert not list(tmp_path.iterdir())
+    write(bank.prefix("whole"), tmp_path / "ours", base, bank.sites, task_type="SEQ_CLS")
+    bank.activate("whole")
+    back = peft.PeftModel.from_pretrained(
+        FAMILIES["RoBERTa"].build("RobertaForSequenceClassification"), tmp_path / "ours"
+    )
+    assert_close(logits(back), logits(base), TOLERANCE)
 
 
 def test_each_row_has_the_head_of_its_adapter() -> None:

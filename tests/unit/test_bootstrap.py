@@ -28,6 +28,18 @@ def test_an_exact_small_case() -> None:
     assert (found.low, found.high) == tuple(np.percentile(draws, [2.5, 97.5]))
 
 
+@pytest.mark.parametrize(("number", "gained"), [(10, 1), (100, 4)])
+def test_what_both_have_right_does_not_change_the_p_value(number: int, gained: int) -> None:
+    """The difference is the same in every draw, up to rounding, and often just twice the observed one."""
+    p_values = set()
+    for both in range(number - gained + 1):
+        wrong = [0] * (number - gained - both)
+        first, second = ([start] * gained + [1] * both + wrong for start in (0, 1))
+        compared = PairedBootstrap().compare(accuracy(first, [1] * number), accuracy(second, [1] * number))
+        p_values.add(compared.p_value)
+    assert len(p_values) == 1
+
+
 def test_draws_one_by_one_are_those_of_all_at_once() -> None:
     number = 301
     losses = np.random.default_rng(1).random((2, number, 2))

@@ -89,6 +89,9 @@ def test_templates_that_do_not_do_are_named(tokenizer: PreTrainedTokenizerBase) 
     tokenizer.chat_template = "{{ raise_exception('no system\n role') }}"
     with pytest.raises(DataError, match="the chat template refuses line 4: no system role"):
         chats.example(row([QUESTION, ANSWER]))
+    tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(DataError, match="the chat template refuses line 4: can only concatenate str"):
+        chats.example(row([QUESTION, ANSWER]))
     tokenizer.chat_template = "{% if add_generation_prompt %}Now: {% endif %}{{ messages[-1]['content'] }}"
     with pytest.raises(DataError, match="there is no telling where the answer begins"):
         chats.example(row([QUESTION, ANSWER]))

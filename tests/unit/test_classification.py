@@ -109,6 +109,16 @@ def test_labels_that_the_base_knows_keep_its_numbers(tmp_path: Path) -> None:
     assert Classification.load(source, ["a", "new"]).metadata == {"labels": ["a", "new"]}
 
 
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_a_base_of_another_problem_trains_by_the_loss_that_scores_it(tmp_path: Path, problem_type: str) -> None:
+    source = save(tmp_path, "BertForSequenceClassification", num_labels=3, problem_type=problem_type)
+    task = Classification.load(source, ["a", "b", "c"])
+    part = Part(EXAMPLES, [task.encoder.tokenize(example) for example in EXAMPLES])
+    scores = score(task, task.attach(), None, part, ["loss"], batch_size=3)
+    trained = task.model(**task.encoder.collate(part.rows(task.encoder))).loss
+    assert trained.item() == pytest.approx(scores["loss"], rel=1e-5)
+
+
 def test_labels_are_sorted_as_what_they_are() -> None:
     assert labels_of([Example("", str(n)) for n in (10, 2, 1, 2)]) == ["1", "2", "10"]
     assert labels_of([Example("", name) for name in ("spam", "10", "ham")]) == ["10", "ham", "spam"]

@@ -135,6 +135,32 @@ def test_a_head_goes_with_its_prefix(tmp_path: Path) -> None:
         read_peft(tmp_path, model)
 
 
+@pytest.mark.parametrize(
+    ("task_type", "trained", "message"),
+    [
+        ("SEQ_CLS", ["bert.pooler.dense"], r"PEFT loads 'classifier' whole .* has no 'classifier.weight'"),
+        (
+            "TOKEN_CLS",
+            ["head.dense", "classifier"],
+            r"'head.score' whole .* has no 'head.score.weight'",
+        ),
+        ("SEQ_CLS", ["head", "classifier"], r"PEFT trains 'head.score' by itself .* inside of another"),
+    ],
+)
+def test_a_part_of_what_peft_trains_whole_is_refused(
+    task_type: str, trained: list[str], message: str, tmp_path: Path
+) -> None:
+    model = bert()
+    model.head = torch.nn.ModuleDict({"dense": torch.nn.Linear(16, 16), "score": torch.nn.Linear(16, 2)})
+    bank = antefix.attach(model)
+    bank.add("p", antefix.PrefixConfig(TOKENS, init="random", trainable_modules=trained))
+    with pytest.raises(antefix.ConfigError, match=message):
+        write_peft(bank.prefix("p"), tmp_path / "out", model, task_type=task_type)
+    assert not (tmp_path / "out").exists()
+    write_peft(bank.prefix("p"), tmp_path / "out", model, task_type="FEATURE_EXTRACTION")
+    assert read_peft(tmp_path / "out", model).modules.keys() == bank.prefix("p").modules.keys()
+
+
 def without(prefix: Prefix, layer: int) -> Prefix:
     sites = [site for site in prefix.sites if site.layer != layer]
     return Prefix(sites, {s.path: prefix.keys[s.path] for s in sites}, {s.path: prefix.values[s.path] for s in sites})
@@ -319,4 +345,12 @@ def test_numbers_of_eight_bits_are_refused_in_a_sentence(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     save_file({"prompt_embeddings": load_file(path)["prompt_embeddings"].to(torch.float8_e4m3fn)}, path)
     with pytest.raises(antefix.PrefixFormatError, match="'prompt_embeddings' as torch"):
+        read_peft(folder, build_model("llama"))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_embeddings_of_a_changed_vocabulary_are_named(name: str, folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.{name}.weight": torch.ones(70, 32)}, path)
+    with pytest.raises(antefix.PrefixFormatError, match=f"'base_model.{name}.weight': .* save_embedding_layers=False"):
         read_peft(folder, build_model("llama"))

@@ -36,8 +36,8 @@ def generate(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts: .txt with one a line, or .jsonl/.csv/.parquet for the templates or the conversations the "
-            "prefix was trained with."
+            help="Prompts: .txt with one a line, taken as it is, or .jsonl/.csv/.parquet for the templates or the "
+            "conversations the prefix was trained with."
         ),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Another template for the rows of --file.")] = None,
@@ -126,7 +126,7 @@ def _read_lines(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the file '{file}' cannot be read: {error}.") from error
-    prompts = [unescape(line) for line in lines if line.strip()]
+    prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"the file '{file}' holds no prompts.")
     return prompts

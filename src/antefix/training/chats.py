@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from antefix.errors import ConfigError, DataError
@@ -89,7 +88,7 @@ class Chats:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of its own, and fails in whatever way it was written
             raise DataError(f"the chat template refuses {where}: {' '.join(str(error).split())}") from error
         return checked_text(str(text), where)
 

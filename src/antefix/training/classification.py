@@ -104,6 +104,7 @@ class Classification:
                 id2label=dict(enumerate(labels)),
                 label2id={label: number for number, label in enumerate(labels)},
                 pad_token_id=padding_id(tokenizer),
+                problem_type="single_label_classification",  # a base of another would train by another loss
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **loading_dtype(),
