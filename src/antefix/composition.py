@@ -90,6 +90,8 @@ def _combined(
 
 
 def _first(prefixes: Sequence[Prefix]) -> Prefix:
+    if isinstance(prefixes, Prefix) or not all(isinstance(prefix, Prefix) for prefix in prefixes):
+        raise ConfigError("what is put together is a list of prefixes, such as bank.prefix(name) returns; give one.")
     if not prefixes:
         raise ConfigError("there are no prefixes to put together; give at least one.")
     return prefixes[0]

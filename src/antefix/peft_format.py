@@ -114,7 +114,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what PEFT says of a checkpoint; raises `PrefixFormatError` where it is none of these kinds of prefixes."""
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise PrefixFormatError(f"'{folder}' is no folder of a PEFT checkpoint: it has no {CONFIG_NAME}.")
+        raise PrefixFormatError(
+            f"'{folder}' is no folder of a PEFT checkpoint: it has no {CONFIG_NAME}; of a "
+            "folder of antefix train, name the prefix file in it."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

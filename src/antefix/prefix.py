@@ -41,6 +41,10 @@ class Prefix:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         self._validate()
 
+    def __repr__(self) -> str:
+        base = self.metadata.get("base_class")
+        return f"Prefix(num_virtual_tokens={self.num_virtual_tokens}, sites={len(self.sites)}, base_class={base!r})"
+
     @property
     def num_virtual_tokens(self) -> int:
         """How many tokens the prefix stands for."""

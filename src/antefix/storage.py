@@ -166,6 +166,10 @@ def _start_of(file: BinaryIO) -> tuple[bytes, dict[str, str]]:
 
 def _read(path: Path) -> tuple[Prefix, dict[str, str]]:
     """Return a prefix and the header that it was read with."""
+    if path.is_dir():
+        raise PrefixFormatError(
+            f"'{path}' is a folder; name a prefix file in it, or make one of PEFT's checkpoint by antefix convert."
+        )
     if not path.is_file():
         raise PrefixFormatError(f"there is no prefix file at '{path}'.")
     header, tensors = read_tensors(path, _check_header)

@@ -168,6 +168,8 @@ def test_a_prefix_distilled_in_conversations_answers_a_user(invoke: Invoke, pref
         (["--file", "rows.tsv"], r"--file is 'rows.tsv'; it must be prompts line by line in .txt"),
         (["--file", "{rows}"], "need --template"),
         (["--file", "{rows}", "--template", "{nothing}"], "names the field 'nothing'"),
+        (["--prompt", "x", "--template", "{source}"], "--template fills the rows of a .jsonl"),
+        (["--prompt", "x", "--prefix", "."], "'.' is a folder; name a prefix file in it"),
     ],
 )
 def test_bad_input_gets_one_sentence(

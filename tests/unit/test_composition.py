@@ -73,6 +73,9 @@ def test_what_cannot_be_put_together() -> None:
     for combine in (antefix.concat, antefix.average):
         with pytest.raises(antefix.ConfigError, match="no prefixes"):
             combine([])
+        for wrong in (first, ["a name"]):
+            with pytest.raises(antefix.ConfigError, match="a list of prefixes"):
+                combine(wrong)
         with pytest.raises(antefix.PrefixMismatchError, match="the same sites"):
             combine([first, fewer])
         others = [replace(first, metadata={"fingerprint": name}) for name in ("one", "other")]

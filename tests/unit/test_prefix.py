@@ -27,6 +27,11 @@ def test_a_prefix_cannot_be_changed() -> None:
         prefix.keys["a"] = torch.zeros(1)  # type: ignore[index]
 
 
+def test_a_prefix_is_shown_without_its_numbers() -> None:
+    prefix = replace(random_prefix(SITES, 3), metadata={"base_class": "LlamaForCausalLM"})
+    assert repr(prefix) == "Prefix(num_virtual_tokens=3, sites=2, base_class='LlamaForCausalLM')"
+
+
 def test_a_prefix_can_be_copied_and_pickled() -> None:
     prefix = random_prefix(SITES, 3)
     for other in (copy.deepcopy(prefix), pickle.loads(pickle.dumps(prefix))):  # noqa: S301

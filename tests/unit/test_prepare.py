@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def test_answers_to_one_prompt_are_held_out_together(tmp_path: Path) -> None:
 def test_one_prompt_for_all_keeps_nothing_apart(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"answer": f"answer {number}"}) + "\n" for number in range(100)))
-    prepared = prepare(Recipe("embedded", str(data), "Say:", "{answer}"), Console(quiet=True))
+    console = Console(record=True, width=200, file=io.StringIO())
+    prepared = prepare(Recipe("embedded", str(data), "Say:", "{answer}"), console)
+    assert "warning: all prompts are 'Say:'; write a field of the data in their template" in console.export_text()
     assert (len(prepared.trained.examples), len(prepared.held_out.examples)) == (90, 10)
 
 

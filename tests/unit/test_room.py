@@ -30,6 +30,9 @@ def test_room(
     if too_much is not None:
         with pytest.raises(antefix.ContextLengthError, match=r"the prefix \(40 tokens\)|the prefix \(0 tokens\)"):
             room.check(*too_much, "it")
+        named = "encoder" if name == "bart" and too_much[0] > fits[0] else "decoder"
+        with pytest.raises(antefix.ContextLengthError, match=f"positions of the {named}; shorten it"):
+            room.check(*too_much, "it")
     Room(bank).check(*(min(number, 60) for number in fits), "it")
 
 

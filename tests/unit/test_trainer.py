@@ -181,6 +181,20 @@ def test_a_model_that_is_not_the_banks_is_refused(tmp_path: Path) -> None:
         PrefixTrainer(bank, "p", model=build_model("llama"), args=arguments(tmp_path), train_dataset=EXAMPLES)
 
 
+def test_a_model_in_place_of_a_bank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(antefix.ConfigError, match=r"takes a bank .* not a LlamaForCausalLM; .* antefix\.attach"):
+        PrefixTrainer(build_model("llama"), "p", args=arguments(tmp_path), train_dataset=EXAMPLES)
+
+
+def test_a_prefix_whose_parameters_no_trainer_finds_is_refused(tmp_path: Path) -> None:
+    """Its module is the caller's; three steps would leave it as it was."""
+    bank = trainer(tmp_path).bank
+    saved = bank.prefix("p")
+    bank.add("own", antefix.PrefixEncoder(bank.sites, antefix.PrefixConfig(saved.num_virtual_tokens), saved))
+    with pytest.raises(antefix.ConfigError, match="'own' is made by a module of your own, which is no part of the"):
+        PrefixTrainer(bank, "own", args=arguments(tmp_path), train_dataset=EXAMPLES)
+
+
 def test_a_model_made_anew_is_refused(tmp_path: Path) -> None:
     bank = trainer(tmp_path).bank
     with pytest.raises(antefix.ConfigError, match=r"model_init makes a model anew.*leave it out"):

@@ -29,7 +29,9 @@ def distill(
         str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
     ] = None,
     document: Annotated[Path | None, typer.Option(help="The text file that becomes a prefix.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for prefix, lessons, report and curve.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for prefix, lessons, report and curve. [default: runs/document]")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted distillation.")
     ] = False,

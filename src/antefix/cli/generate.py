@@ -32,7 +32,9 @@ def generate(
         typer.Option(help="Base model: a hub name, a folder, or 'embedded'. [default: the one of the prefix]"),
     ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The prompt; \\n is a line break.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The whole prompt, no template is put around it; \\n is a line break.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -63,6 +65,10 @@ def generate(
         raise ConfigError("give either --prompt or --file.")
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
+    if template is not None and (file is None or not is_table(file)):
+        raise ConfigError(
+            "--template fills the rows of a .jsonl, .csv or .parquet; other prompts are taken as they are."
+        )
     loaded = verify_prefix(prefix) if prefix is not None else None
     model, told = _told(loaded, model)
     if template is not None:

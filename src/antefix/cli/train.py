@@ -54,7 +54,9 @@ def train(
         str | None,
         typer.Option(help="Field of a conversation, in place of templates; its last message is the answer."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for prefix, metrics and curve.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for prefix, metrics and curve. [default: runs/prefix]")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted training.")
     ] = False,

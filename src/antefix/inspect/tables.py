@@ -17,7 +17,7 @@ MOST_TOKENS = 12
 _RUN = ("learning_rate", "epochs", "batch_size", "seed")
 _TOLD = {
     "composition": ("kind", "num_virtual_tokens", "weights", "parts"),
-    "training": ("data", *_RUN),
+    "training": ("prompt", "answer", "data", *_RUN),
     "distillation": ("document", *_RUN),
 }
 
@@ -41,9 +41,14 @@ def summary(name: str, found: Contents) -> Table:
         rows.append(("modules", ", ".join(f"{module} {shape}" for module, shape in found.modules.items())))
     for about, wanted in _TOLD.items():
         if isinstance(settings := told.get(about), Mapping):
-            named = [(one, settings[one]) for one in wanted if one in settings]
+            named = [(one, _on_a_line(settings[one])) for one in wanted if one in settings]
             rows.append((about, ", ".join(starmap("{}={}".format, named))))
     return ("prefix", name), rows
+
+
+def _on_a_line(setting: object) -> object:
+    """Write the line breaks of a template as a command line takes them."""
+    return setting.replace("\\", "\\\\").replace("\n", "\\n") if isinstance(setting, str) else setting
 
 
 def _shapes(found: Contents) -> str:

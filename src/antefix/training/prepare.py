@@ -46,7 +46,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     metadata = {"training": recipe.as_dict(), **task.metadata}
     bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.encoder.tokenizer, metadata=metadata)
     room = Room(bank, recipe.name)
-    lengths, warnings = spreads(task.encoder, parts[0]), [task.warn(parts[0])]
+    lengths, warnings = spreads(task.encoder, parts[0]), [_warn_of_one_prompt(parts[0]), task.warn(parts[0])]
     scores = _scores(recipe)
     if recipe.truncation:
         parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
@@ -64,6 +64,14 @@ def _scores(recipe: Recipe) -> tuple[str, ...]:
     if recipe.task == "classification":
         return LABEL_METRICS
     return ("loss", "exact_match") if recipe.exact_match else ("loss",)
+
+
+def _warn_of_one_prompt(part: Part) -> str | None:
+    """Announce prompts that tell nothing of their rows, as those of a template without its braces do."""
+    first = part.examples[0].prompt
+    if not first or len(part.examples) == 1 or any(example.prompt != first for example in part.examples):
+        return None
+    return f"all prompts are {first[:60]!r}; write a field of the data in their template as {{field}}."
 
 
 def _report(lengths: dict[str, dict[str, int]], warnings: Sequence[str | None], console: Console) -> None:

@@ -27,13 +27,14 @@ class Room:
 
     def check(self, prompt: int, answer: int, shorten: str) -> None:
         """Raise `ContextLengthError`, which ends in what to `shorten`, for numbers of tokens that do not fit."""
-        needed: dict[Kind, int] = {self.kind: prompt + answer}
+        needed: dict[Kind, dict[str, int]] = {self.kind: {"prompt": prompt, "answer": answer}}
         if self.is_encoder_decoder:  # it reads the prompt in one stack and writes the answer in the other
-            needed = {"encoder": prompt, "decoder": answer}
-        for kind, tokens in needed.items():
+            needed = {"encoder": {"prompt": prompt}, "decoder": {"answer": answer}}
+        for kind, parts in needed.items():
             limit, virtual = self.limits.get(kind), self.num_virtual_tokens.get(kind, 0)
-            if limit is not None and virtual + tokens > limit:
+            if limit is not None and virtual + sum(parts.values()) > limit:
+                counts = " and ".join(f"the {name} ({tokens})" for name, tokens in parts.items())
                 raise ContextLengthError(
-                    f"the prefix ({virtual} tokens), the prompt ({prompt}) and the answer ({answer}) need more than "
-                    f"the {limit} positions of this model; shorten {shorten}."
+                    f"the prefix ({virtual} tokens), {counts} need more than the {limit} positions of the {kind}; "
+                    f"shorten {shorten}."
                 )

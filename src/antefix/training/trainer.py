@@ -46,6 +46,11 @@ class PrefixTrainer(Trainer):
     ) -> None:
         if trainer_arguments.get("model_init") is not None:
             raise ConfigError("model_init makes a model anew, but a prefix trains on that of its bank; leave it out.")
+        if not isinstance(bank, PrefixBank):
+            raise ConfigError(
+                f"PrefixTrainer takes a bank and the name of a prefix first, not a {type(bank).__name__}; give it "
+                "antefix.attach(model), and the rest by name."
+            )
         _refuse_other_writers(trainer_arguments.get("args"))
         bank.activate(name)
         self.bank = bank
@@ -185,6 +190,11 @@ class PrefixTrainer(Trainer):
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
+        if own.isdisjoint(map(id, model.parameters())):
+            raise ConfigError(
+                f"the prefix '{self.prefix_name}' is made by a module of your own, which is no part of the model, so no "
+                "trainer finds its parameters; train it in a loop of your own."
+            )
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         if others and not _is_peft_model(model):
             way_out = "freeze it, or name its module in trainable_modules, whose trained copy is saved with the prefix"

@@ -71,9 +71,12 @@ class Writing:
         lost = [example for example, tokens in pairs if not self.encoder.can_write(tokens.answer)]
         if not lost:
             return None
+        way_out = "leave them out or spell them in its signs"
+        if self.encoder.answer_tokenizer is self.encoder.tokenizer:
+            way_out += ", or name their own tokenizer as answer_tokenizer"
         return (
             f"{len(lost):,} of {len(part.examples):,} answers hold signs that the tokenizer does not know, such as "
-            f"{lost[0].answer[:60]!r}; leave them out or spell them in its signs."
+            f"{lost[0].answer[:60]!r}; {way_out}."
         )
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
