@@ -112,7 +112,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for path, content in contents.items():
             if path.is_dir():
                 raise ConfigError(f"'{path}' is a folder; name a file.")
-            place = path.resolve()
+            place = _without_links(path)
             place.parent.mkdir(parents=True, exist_ok=True)
             written[place] = temporary = place.with_name(f".antefix-{secrets.token_hex(8)}")
             with temporary.open("xb") as file:
@@ -127,6 +127,17 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _without_links(path: Path) -> Path:
+    try:
+        place = path.resolve()
+        is_circle = place.is_symlink()  # so leaves it Python from 3.13 on
+    except RuntimeError:
+        is_circle = True
+    if is_circle:
+        raise ConfigError(f"the path '{path}' has a link that leads back to itself; name another.")
+    return place
 
 
 def storable(tensor: torch.Tensor) -> torch.Tensor:

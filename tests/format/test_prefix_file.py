@@ -282,3 +282,13 @@ def test_what_replaces_a_file_keeps_its_permissions_and_a_link_to_it(prefix: Pre
     assert (link.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (True, 0o600)
     assert antefix.load_prefix(file).content_hash() == other.content_hash()
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are another thing there")
+def test_a_link_that_leads_back_to_itself_is_refused(prefix: Prefix, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.symlink_to(back)
+    back.symlink_to(there)
+    with pytest.raises(antefix.ConfigError, match="there' has a link that leads back to itself; name another"):
+        antefix.save_prefix(prefix, there)
+    assert sorted(tmp_path.iterdir()) == [back, there]
