@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, TrainerState, TrainingArguments
 
 import antefix
+from antefix.initialize import random_prefix
+from antefix.sites import Site
 from antefix.training.card import Subject, model_card
 from antefix.training.classification import Classification
 from tests.unit.test_classification import save
@@ -29,3 +31,14 @@ def test_a_head_of_any_number_of_labels(tmp_path: Path, num_labels: int) -> None
     model = eval(line.replace('"path/to/the/base/model"', repr(base)), names)
     antefix.attach(model).load(tmp_path / "prefix.safetensors", name="p")
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, task.model.bert.embeddings.word_embeddings.weight)
+
+
+def test_a_run_in_the_folder_itself_has_the_name_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letters").mkdir()
+    monkeypatch.chdir(tmp_path / "letters")
+    sites = [Site("layer", "decoder", 0, 1, 1, 1)]
+    card = model_card(
+        Subject.of(random_prefix(sites, 2)), TrainerState(), TrainingArguments(output_dir=".", report_to=[])
+    )
+    assert "# letters\n" in card
+    assert 'hf_hub_download("you/letters", "prefix.safetensors")' in card

@@ -92,7 +92,7 @@ def model_card(
         datasets=list(datasets) or None,
         **labels,
     )
-    name = " ".join((model_name or Path(args.output_dir or "prefix").name).split())
+    name = " ".join((model_name or Path(args.output_dir or "prefix").absolute().name).split())
     repository = json.dumps(args.hub_model_id or f"you/{name}")
     return _TEXT.format(
         data=data.to_yaml(),
