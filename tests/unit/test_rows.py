@@ -32,6 +32,9 @@ def test_json_lines_csv_and_gzip_give_the_same_rows(tmp_path: Path) -> None:
         assert [row for _, row in read_rows(path)] == expected
     for name in ("d.jsonl", "d.csv", "d.jsonl.gz"):
         assert len(read_rows(tmp_path / name, limit=1)) == 1
+    assert read_rows(write(tmp_path / "blank.csv", "\n\na\n\nx\n")) == [
+        (f"line 5 of '{tmp_path / 'blank.csv'}'", {"a": "x"})
+    ]
     long = "word " * 50_000
     assert read_rows(write(tmp_path / "long.csv", f"a,b\n{long},1\n"))[0][1]["a"] == long
 
@@ -45,6 +48,8 @@ def test_json_lines_csv_and_gzip_give_the_same_rows(tmp_path: Path) -> None:
         ("d.jsonl", "[" * 100_000, "line 1 of .* is not valid JSON"),
         ("d.csv", "", "holds no examples"),
         ("d.csv", "a,b\n1,2\n3\n", "line 3 .* does not have the 2 columns"),
+        ("d.csv", "\n \n\r\na,b\n1,2\n3\n", "line 6 .* does not have the 2 columns that the header names"),
+        ("d.csv", "\n\n", "holds no examples"),
         ("d.csv", "a,b\n1,2,3\n", "line 2 .* does not have the 2 columns"),
         ("d.csv", 'a,b\n1,"2\n', "is not valid CSV"),
         ("d.csv", "a,a\n1,2\n", "names a column twice"),

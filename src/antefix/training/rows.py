@@ -100,14 +100,15 @@ def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
     reader = csv.DictReader(lines, strict=True)
     csv.field_size_limit(2**31 - 1)  # the module's own is 131,072, and a field may be a document
     try:
+        # It would take a blank line for a header without columns.
+        reader.fieldnames = next((row for row in reader.reader if "".join(row).strip() or len(row) > 1), None)
         names = reader.fieldnames or ()
         if len(set(names)) < len(names):
-            raise DataError(f"the first line of '{path}' names a column twice.")
+            raise DataError(f"the header of '{path}' names a column twice.")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"line {reader.line_num} of '{path}' does not have the {len(names)} columns "
-                    "that the first line names."
+                    f"line {reader.line_num} of '{path}' does not have the {len(names)} columns that the header names."
                 )
             yield f"line {reader.line_num} of '{path}'", row
     except csv.Error as error:
