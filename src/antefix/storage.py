@@ -46,7 +46,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
             "lower the learning rate."
         )
     try:
-        extra = json.dumps(dict(prefix.metadata))
+        extra = json.dumps(dict(prefix.metadata), allow_nan=False)  # Python would write NaN, which is no JSON
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the metadata of a prefix must be what JSON can hold: {error}.") from error
     metadata = {

@@ -292,3 +292,11 @@ def test_a_link_that_leads_back_to_itself_is_refused(prefix: Prefix, tmp_path: P
     with pytest.raises(antefix.ConfigError, match="there' has a link that leads back to itself; name another"):
         antefix.save_prefix(prefix, there)
     assert sorted(tmp_path.iterdir()) == [back, there]
+
+
+@pytest.mark.parametrize("held", [float("nan"), float("inf"), {1, 2}])
+def test_metadata_that_json_cannot_hold_is_refused(prefix: Prefix, tmp_path: Path, held: object) -> None:
+    told = Prefix(SITES, prefix.keys, prefix.values, {"score": held})
+    with pytest.raises(antefix.ConfigError, match="the metadata of a prefix must be what JSON can hold"):
+        antefix.save_prefix(told, tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())
