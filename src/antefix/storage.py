@@ -136,7 +136,7 @@ def _without_links(path: Path) -> Path:
     except RuntimeError:
         is_circle = True
     if is_circle:
-        raise ConfigError(f"'{path}' is a link that leads back to itself; name another file.")
+        raise ConfigError(f"the path '{path}' has a link that leads back to itself; name another.")
     return place
 
 

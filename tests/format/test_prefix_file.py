@@ -289,7 +289,7 @@ def test_a_link_that_leads_back_to_itself_is_refused(prefix: Prefix, tmp_path: P
     there, back = tmp_path / "there", tmp_path / "back"
     there.symlink_to(back)
     back.symlink_to(there)
-    with pytest.raises(antefix.ConfigError, match="there' is a link that leads back to itself; name another file"):
+    with pytest.raises(antefix.ConfigError, match="there' has a link that leads back to itself; name another"):
         antefix.save_prefix(prefix, there)
     assert sorted(tmp_path.iterdir()) == [back, there]
 

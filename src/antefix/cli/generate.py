@@ -61,14 +61,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a prompt, or each prompt of a file, and write the answers as they come."""
-    if (prompt is None) == (file is None):
-        raise ConfigError("give either --prompt or --file.")
+    _check_prompts(prompt, file, template)
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
-    if template is not None and (file is None or not is_table(file)):
-        raise ConfigError(
-            "--template fills the rows of a .jsonl, .csv or .parquet; other prompts are taken as they are."
-        )
     loaded = verify_prefix(prefix) if prefix is not None else None
     model, told = _told(loaded, model)
     if template is not None:
@@ -95,6 +90,15 @@ def generate(
     set_seed(seed)
     for ids in rows:
         _stream(base, encoder, ids, max_new_tokens, temperature, top_p)
+
+
+def _check_prompts(prompt: str | None, file: Path | None, template: str | None) -> None:
+    if (prompt is None) == (file is None):
+        raise ConfigError("give either --prompt or --file.")
+    if template is not None and (file is None or not is_table(file)):
+        raise ConfigError(
+            "--template fills the rows of a .jsonl, .csv or .parquet; other prompts are taken as they are."
+        )
 
 
 def _told(prefix: Prefix | None, model: str | None) -> tuple[str, str | None]:

@@ -192,8 +192,8 @@ class PrefixTrainer(Trainer):
         own = {id(p) for module in self.bank.modules(self.prefix_name) for p in module.parameters()}
         if own.isdisjoint(map(id, model.parameters())):
             raise ConfigError(
-                f"the prefix '{self.prefix_name}' is made by a module of your own, which is no part of the model, so no "
-                "trainer finds its parameters; train it in a loop of your own."
+                f"the prefix '{self.prefix_name}' is made by a module of your own, which is no part of the model, so "
+                "no trainer finds its parameters; train it in a loop of your own."
             )
         others = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         if others and not _is_peft_model(model):
