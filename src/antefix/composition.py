@@ -90,11 +90,12 @@ def _combined(
 
 
 def _first(prefixes: Sequence[Prefix]) -> Prefix:
-    if isinstance(prefixes, Prefix) or not all(isinstance(prefix, Prefix) for prefix in prefixes):
+    if not isinstance(prefixes, (list, tuple)) or not all(isinstance(prefix, Prefix) for prefix in prefixes):
         raise ConfigError("what is put together is a list of prefixes, such as bank.prefix(name) returns; give one.")
     if not prefixes:
         raise ConfigError("there are no prefixes to put together; give at least one.")
-    return prefixes[0]
+    first: Prefix = prefixes[0]
+    return first
 
 
 def _shares(number: int, weights: Sequence[float] | None) -> list[float]:

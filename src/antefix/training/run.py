@@ -51,6 +51,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
     model, rows = task.model, prepared.trained.rows(task.encoder)
+    console.print(f"scoring the base on {len(held_out.examples):,} held-out examples", highlight=False)
     before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
