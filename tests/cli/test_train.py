@@ -165,7 +165,7 @@ def _broken(name: str, tmp_path: Path, data: Path) -> tuple[list[object], str]:
         "no room": ([*base, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"], "more than the 32 positions"),
         "no room to score": (
             [*late, "--model", tmp_path / "gpt2", "--num-virtual-tokens", "4"],
-            r"the prefix \(4 tokens\).* more than the 32 positions of this model; shorten the example 'a a a",
+            r"the prefix \(4 tokens\).* more than the 32 positions of the decoder; shorten the example 'a a a",
         ),
         "reads both ways": ([*base, "--model", tmp_path / "bert"], "BertLMHeadModel .* reads in both directions"),
         "half a letter": ([*FAST, "--data", files["surrogate"]], "line 1 of .* holds half a surrogate pair"),
