@@ -28,3 +28,14 @@ def test_layers_share_a_block_mask() -> None:
             rule = first[number].mask_mod
             at = [torch.tensor(value) for value in range(8)]
             assert [[bool(rule(at[row], at[0], at[q], at[k])) for k in range(8)] for q in range(6)] == expected
+
+
+def test_fewer_queries_over_as_many_keys_have_a_mask_of_their_own() -> None:
+    """As the one that pools an image's patches has, behind layers of patches that attend to each other."""
+    patches, pooling = torch.zeros(2, 2, 6, 4), torch.zeros(2, 2, 1, 4)
+    made: flex.BlockMasks = {}
+    real = torch.tensor([[False, True], [True, True]])
+    for query in (patches, pooling):
+        mask = flex.attended_blocks(None, query, patches, 2, real, (0, 1), made)
+        assert mask is not None
+        assert mask.seq_lengths == (query.shape[2], 8)

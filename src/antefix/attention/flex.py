@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from antefix.shapes import Bool, Float
 
-BlockMasks: TypeAlias = dict[tuple[int, int, int, tuple[int, ...]], tuple[BlockMask | None, BlockMask | None]]
+BlockMasks: TypeAlias = dict[tuple[object, ...], tuple[BlockMask | None, BlockMask | None]]
 """Block masks over prefix and sequence, each behind the base's own, by what tells one from another in a forward."""
 
 
@@ -31,7 +31,7 @@ def attended_blocks(
     """
     if torch.compiler.is_compiling():  # a graph keeps nothing
         return _over_both(mask, query, key, num_virtual_tokens, real)
-    hidden = id(mask), num_virtual_tokens, key.shape[2], tuple(rows)
+    hidden = id(mask), num_virtual_tokens, query.shape[2], key.shape[2], tuple(rows), query.device
     if hidden not in made:
         made[hidden] = mask, _over_both(mask, query, key, num_virtual_tokens, real)
     return made[hidden][1]
