@@ -20,12 +20,13 @@ from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import MODULE_NAME, Heads
 from antefix.initialize import initial_prefix
+from antefix.observation import device_of
 from antefix.peft_format import read_peft
 from antefix.placement import Placement
 from antefix.prefix import Prefix, base_fingerprint, geometry_fingerprint
 from antefix.scope import Scope
 from antefix.selection import Selection, names_of
-from antefix.sites import KINDS, Kind, Site, device_of, readers, sites_and_cut_off
+from antefix.sites import KINDS, Kind, Site, readers, sites_and_cut_off
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 

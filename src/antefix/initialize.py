@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, UnsupportedModelError
+from antefix.observation import device_of, observe_text
 from antefix.prefix import Prefix
 from antefix.shapes import Int
-from antefix.sites import Site, device_of, observe_text
+from antefix.sites import Site
 
 DEFAULT_TEXT = (
     "Read the input with care, then write the answer that the task asks for. Keep to the form of the examples, "

@@ -14,10 +14,11 @@ from antefix.attention.carrier import Carrier
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.attention.together import Together
 from antefix.errors import ConfigError, UnsupportedModelError, no_copies_of
+from antefix.observation import KEYWORD, takes_keywords
 from antefix.padding import OuterMask
 from antefix.positions import StackPositions, cache_of
 from antefix.selection import Selection, names_of, rows_of
-from antefix.sites import KEYWORD, Site, takes_keywords
+from antefix.sites import Site
 
 
 class Stack:

@@ -118,21 +118,27 @@ def test_an_adapter_beside_a_sharded_prefix_is_saved_whole(tmp_path: Path) -> No
         torch.testing.assert_close(two[name], tensor, atol=PREFIX, rtol=0)
 
 
-@pytest.mark.parametrize("launcher", [torchrun, ddp])
-def test_the_command_runs_under_launchers(launcher, tmp_path) -> None:
-    """`antefix train`: the same losses as alone, and one process that writes."""
-    data = tmp_path / "data.jsonl"
+@pytest.fixture(scope="module")
+def command_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Return an `antefix train` that lacks its batch size and output, and the folder of what one process makes."""
+    folder = tmp_path_factory.mktemp("command")
+    data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in draw_examples("headline", 20, seed=3)))
-    settings = ["train", "--model", "embedded", "--data", str(data), "--prompt", "{source}\\n", "--answer", "{target}"]
+    settings = ["train", "--model", "embedded", "--data", str(data), "--prompt", "{source}\n", "--answer", "{target}"]
     settings += ["--epochs", "2", "--num-virtual-tokens", "4", "--init", "random"]
-    run(sys.executable, "-m", "antefix", *settings, "--batch-size", "6", "--output", str(tmp_path / "one"))
+    run(sys.executable, "-m", "antefix", *settings, "--batch-size", "6", "--output", str(folder / "one"))
+    return settings, folder / "one"
+
+
+@pytest.mark.parametrize("launcher", [torchrun, ddp])
+def test_the_command_runs_under_launchers(launcher, command_alone, tmp_path) -> None:
+    """`antefix train`: the same losses as alone, and one process that writes."""
+    settings, alone = command_alone
     said = run(*launcher(), "-m", "antefix", *settings, "--batch-size", "3", "--output", str(tmp_path / "two"))
     assert said.count("held out") == 1  # so one process speaks and writes
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, tmp_path / "two"))
     curves = [[log["loss"] for log in metrics["train_loss"]] for metrics in (one, two)]
     assert curves[1] == pytest.approx(curves[0], abs=LOSSES)
     assert len(set(curves[0])) == 6
     assert two["after"]["loss"] == pytest.approx(one["after"]["loss"], abs=PREFIX)
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
-        path.name for path in (tmp_path / "one").iterdir()
-    )
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in alone.iterdir()}

@@ -18,7 +18,8 @@ from antefix.attention.state import ForwardPrefixes, for_each_row
 from antefix.continuous import refusal
 from antefix.dispatch import AttentionFunction, base_attention, implementation_of, is_causal, settings_of, switch
 from antefix.errors import UnsupportedModelError
-from antefix.sites import KEYWORD, Site
+from antefix.observation import KEYWORD
+from antefix.sites import Site
 
 logger = logging.getLogger(__name__)
 SUPPORTED = ("eager", "sdpa", "flex_attention")

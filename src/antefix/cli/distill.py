@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from antefix.cli.lines import list_files, say
-from antefix.cli.train import INTERRUPTED
+from antefix.cli.lines import list_files, stopping
 from antefix.training.distillation import Distillation, DistillationResult
 from antefix.training.distillation import distill as distill_document
 from antefix.training.distillation.run import folder_of
@@ -84,12 +83,8 @@ def distill(
         settings[template] = unescape(settings[template]) if settings[template] else None
     chosen = Distillation.from_yaml(recipe, **settings) if recipe else Distillation.from_settings({}, **settings)
     console = Console(stderr=True)
-    try:
+    with stopping(console, lambda: "; --resume goes on from here" if folder_of(chosen).is_begun else ""):
         result = distill_document(chosen, console, resume)
-    except KeyboardInterrupt as interrupt:
-        goes_on = "; --resume goes on from here" if folder_of(chosen).is_begun else ""
-        say("stopped", f"interrupted{goes_on}.", console)
-        raise typer.Exit(INTERRUPTED) from interrupt
     print_result(result, console)
 
 

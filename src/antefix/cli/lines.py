@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,12 +15,23 @@ from rich.text import Text
 from antefix.training import report
 
 STYLES = {"error": "bold red", "stopped": "bold yellow"}
+INTERRUPTED = 130
 
 
 def say(what: str, sentence: str, console: Console | None = None) -> None:
     """Print how a command ended, on the standard error."""
     line = Text.assemble((f"{what}:", STYLES[what]), f" {sentence}")
     (console or Console(stderr=True)).print(line, soft_wrap=True)
+
+
+@contextmanager
+def stopping(console: Console | None = None, going_on: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn Ctrl-C into a line that says how to go on, if there is a way, and into the exit status of an interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        say("stopped", f"interrupted{going_on()}.", console)
+        raise typer.Exit(INTERRUPTED) from interrupt
 
 
 def list_files(paths: Iterable[Path | None], console: Console) -> None:

@@ -18,9 +18,9 @@ from antefix.cli.distill import distill
 from antefix.cli.evaluate import evaluate
 from antefix.cli.generate import generate
 from antefix.cli.inspect import inspect
-from antefix.cli.lines import say
+from antefix.cli.lines import say, stopping
 from antefix.cli.serve import serve
-from antefix.cli.train import INTERRUPTED, train
+from antefix.cli.train import train
 from antefix.cli.walkthrough import walkthrough
 from antefix.errors import AntefixError
 
@@ -32,7 +32,8 @@ class _Commands(TyperGroup):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
-            return super().invoke(ctx)
+            with stopping():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # whoever read the output has read enough; typer ends quietly
         except (AntefixError, OSError) as error:
@@ -43,9 +44,6 @@ class _Commands(TyperGroup):
                 raise
             say("error", "a checkpoint could not be written; make room on the disk, and go on by --resume.")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
-            say("stopped", "interrupted.")
-            raise typer.Exit(INTERRUPTED) from interrupt
 
 
 def _is_failed_write(error: RuntimeError) -> bool:

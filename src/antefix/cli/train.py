@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from antefix.cli.lines import list_files, say
+from antefix.cli.lines import list_files, stopping
 from antefix.training import Recipe, TrainingResult
 from antefix.training import train as train_recipe
 from antefix.training.launch import is_main_process, leave_group
@@ -18,7 +18,6 @@ from antefix.training.resume import unfinished
 from antefix.training.templates import unescape
 from antefix.training.trainer import FILE_NAME
 
-INTERRUPTED = 130
 PREFIX_SETTINGS = ("num_virtual_tokens", "sites", "reparameterization", "init", "init_text")
 """Flags that are settings of the prefix; all others are the recipe's, by the same names."""
 
@@ -102,14 +101,8 @@ def train(
     settings["prefix"] = {name: settings.pop(name) for name in PREFIX_SETTINGS} | {"sites": sites or None}
     console = Console(stderr=True, quiet=not is_main_process())
     chosen = Recipe.from_yaml(recipe, **settings) if recipe else Recipe.from_settings({}, **settings)
-    try:
+    with stopping(console, lambda: _going_on(chosen.output)):
         result = train_recipe(chosen, console, resume)
-    except KeyboardInterrupt as interrupt:
-        kept = "there was no checkpoint yet"
-        if checkpoint := unfinished(chosen.output):
-            kept = f"--resume goes on from the last checkpoint, {checkpoint / FILE_NAME}"
-        say("stopped", f"interrupted; {kept}.", console)
-        raise typer.Exit(INTERRUPTED) from interrupt
     print_result(result, console)
     leave_group()
 
@@ -124,3 +117,9 @@ def print_result(result: TrainingResult, console: Console) -> None:
         warning = "warning: the prefix is worse than none; lower the learning rate, or train longer."
         console.print(warning, style="yellow", soft_wrap=True)
     list_files((result.prefix_path, result.metrics_path, result.curve_path), console)
+
+
+def _going_on(output: str) -> str:
+    if checkpoint := unfinished(output):
+        return f"; --resume goes on from the last checkpoint, {checkpoint / FILE_NAME}"
+    return "; there was no checkpoint yet"

@@ -12,7 +12,7 @@ from torch import nn
 
 from antefix.bank import PrefixBank
 from antefix.heads import MODULE_NAME
-from antefix.sites import evaluation_mode
+from antefix.observation import evaluation_mode
 
 
 class BareBase(nn.Module):
