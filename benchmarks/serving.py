@@ -1,7 +1,7 @@
-"""Load a server: prefixes mixed, the bare base, and the same texts in the prompt: `python -m benchmarks.serving`.
+"""Load a server: prefixes mixed, the bare base here and under plain vLLM, and the same texts in the prompt.
 
-It runs where vLLM is installed (`make bench-serving`), writes figures to `benchmarks/results` and a table into
-`docs/serving.md`.
+`python -m benchmarks.serving` runs where vLLM is installed (`make bench-serving`), writes figures to
+`benchmarks/results` and a table into `docs/serving.md`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from benchmarks.environment import commit, processor
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- load: begin -->", "<!-- load: end -->"
-PORT = 8177
+PORT, PLAIN_PORT = 8177, 8178
 NUM_DOCUMENTS, TEXT_TOKENS = 32, 1024
 NUM_REQUESTS, PROMPT_TOKENS, ANSWER_TOKENS = 64, 32, 32
+PLAIN = "bare base under plain vLLM"
 Request = tuple[str, list[int]]
 """The name of a model and the ids of a prompt."""
 
@@ -68,28 +69,34 @@ def main() -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    """Return the figures of each kind of load, cold and warm, taken in turns on one server."""
+    """Return the figures of each kind of load, cold and warm, taken in turns on two servers that are up together."""
     texts = save_models(folder)
     prompts = [draw(PROMPT_TOKENS, 1000 + number) for number in range(NUM_REQUESTS)]
     documents = [number % NUM_DOCUMENTS for number in range(NUM_REQUESTS)]
+    bare: list[Request] = [("base", prompt) for prompt in prompts]
     loads: dict[str, list[Request]] = {
-        "bare base": [("base", prompt) for prompt in prompts],
+        PLAIN: bare,
+        "bare base": bare,
         "32 prefixes of 1,024 tokens": [(f"doc{d}", prompt) for d, prompt in zip(documents, prompts, strict=True)],
         "the same 32 texts in the prompt": [
             ("base", texts[d] + prompt) for d, prompt in zip(documents, prompts, strict=True)
         ],
     }
     taken: dict[str, list[Load]] = {}
-    with server(folder):
+    with (
+        server(folder, antefix_command(folder), PORT),
+        server(folder, plain_command(folder), PLAIN_PORT, VLLM_PLUGINS=""),
+    ):
         for number in range(1 + rounds):
             for name, requests in loads.items():
-                httpx.post(f"http://127.0.0.1:{PORT}/reset_prefix_cache", timeout=60).raise_for_status()
+                url = f"http://127.0.0.1:{PLAIN_PORT if name == PLAIN else PORT}"
+                httpx.post(f"{url}/reset_prefix_cache", timeout=60).raise_for_status()
                 for state in ("cold", "warm"):
-                    load = asyncio.run(send(requests))
+                    load = asyncio.run(send(url, requests))
                     if number:  # the first round warms up
                         taken.setdefault(f"{name}, {state}", []).append(load)
                     print(f"{name}, {state}: {load.tokens_per_second:.1f} tokens a second", flush=True)
-    same = sum(a == b for a, b in zip(*(taken[f"{n}, warm"][-1].answers for n in list(loads)[1:]), strict=True))
+    same = sum(a == b for a, b in zip(*(taken[f"{n}, warm"][-1].answers for n in list(loads)[2:]), strict=True))
     return {
         "versions": {name: version(name) for name in ("antefix", "torch", "transformers", *vllm_names())},
         "processor": processor(),
@@ -143,22 +150,34 @@ def draw(length: int, seed: int) -> list[int]:
     return torch.randint(3, 1500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def antefix_command(folder: Path) -> list[str]:
+    """Return what serves the base with its prefixes."""
+    return [sys.executable, "-m", "antefix", "serve", str(folder / "base"), "--prefix-dir", str(folder / "prefixes")]
+
+
+def plain_command(folder: Path) -> list[str]:
+    """Return what serves the base alone, as vLLM does of itself."""
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "base")]
+
+
 @contextmanager
-def server(folder: Path) -> Iterator[None]:
-    """Run `antefix serve` on a port of this machine."""
+def server(folder: Path, command: list[str], port: int, **settings: str) -> Iterator[None]:
+    """Run a server on a port of this machine, with settings in its environment."""
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    command = [
-        sys.executable, "-m", "antefix", "serve", str(folder / "base"), "--prefix-dir", str(folder / "prefixes"),
-        "--served-model-name", "base", "--dtype", dtype, "--max-model-len", "2048",
-        "--host", "127.0.0.1", "--port", str(PORT),
-    ]  # fmt: skip
-    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1"}
-    log = (folder / "server.log").open("w")
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
+    options = ["--served-model-name", "base", "--dtype", dtype, "--max-model-len", "2048", "--host", "127.0.0.1"]
+    usual = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1"}
+    path = folder / f"{port}.log"
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            [*command, *options, "--port", str(port)],
+            env=os.environ | usual | settings,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        while not is_up():
+        while not is_up(port):
             if process.poll() is not None:
-                sys.exit(f"the server did not start: {(folder / 'server.log').read_text()[-3000:]}")
+                sys.exit(f"the server did not start: {path.read_text()[-3000:]}")
             time.sleep(1)
         yield
     finally:
@@ -166,18 +185,18 @@ def server(folder: Path) -> Iterator[None]:
         process.wait(60)
 
 
-def is_up() -> bool:
-    """Tell whether the server answers."""
+def is_up(port: int) -> bool:
+    """Tell whether a server answers."""
     try:
-        return bool(httpx.get(f"http://127.0.0.1:{PORT}/health").is_success)
+        return bool(httpx.get(f"http://127.0.0.1:{port}/health").is_success)
     except httpx.TransportError:
         return False
 
 
-async def send(requests: list[Request]) -> Load:
+async def send(url: str, requests: list[Request]) -> Load:
     """Send all requests at once, and stream their answers."""
     limits = httpx.Limits(max_connections=len(requests))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=600, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         start = time.perf_counter()
         answers = await asyncio.gather(*(stream(client, request, start) for request in requests))
         seconds = time.perf_counter() - start
@@ -216,7 +235,8 @@ def render(found: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {rate:.0f} ({least:.0f}-{most:.0f}) | {rate / base:.2f} | {first:.2f} s ({late:.2f} s) |"
         )
-    versions = ", ".join([found["processor"], *(f"{name} {number}" for name, number in found["versions"].items())])
+    machine = [found["processor"], f"{found['threads']} threads", f"commit {found['commit']}"]
+    versions = ", ".join([*machine, *(f"{name} {number}" for name, number in found["versions"].items())])
     same = found["requests_with_equal_answers"]
     return "\n".join([*lines, "", f"{versions}. With prefixes and with texts, {same} of 64 answers were the same."])
 

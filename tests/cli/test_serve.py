@@ -87,8 +87,8 @@ def test_a_worker_keeps_at_least_one_prefix(known: None, most: int) -> None:
 
 def test_everything_else_is_passed_on_to_vllm(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = server_arguments("my/model", 3, ["--port", "8001", "-tp", "2"])
-    assert arguments[:5] == ["my/model", "--port", "8001", "-tp", "2"]
-    assert "antefix.vllm.middleware.PrefixMiddleware" in arguments
+    assert arguments[:3] == ["my/model", "--middleware", "antefix.vllm.middleware.PrefixMiddleware"]
+    assert arguments[3:7] == ["--port", "8001", "-tp", "2"]
     assert '"max_resident_prefixes": 3' in arguments[-1]
     assert server_arguments("embedded", 3, [])[1:3] == ["--served-model-name", "embedded"]
     assert server_arguments("embedded", 3, ["--served-model-name", "mine"]).count("--served-model-name") == 1

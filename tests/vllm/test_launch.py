@@ -34,8 +34,11 @@ def test_offloading_of_vllms_own_is_refused(spelling: str, tmp_path: Path) -> No
 
 
 def test_other_arguments_are_vllms() -> None:
-    parsed = parse(ServeSubcommand(), server_arguments("embedded", 3, ["--port", "8001"]))
+    parsed = parse(ServeSubcommand(), server_arguments("embedded", 3, ["--port", "8001", "--middleware", "a.Other"]))
     assert (parsed.port, parsed.kv_transfer_config.kv_connector) == (8001, "AntefixConnector")
+    assert parsed.middleware == ["antefix.vllm.middleware.PrefixMiddleware", "a.Other"]  # the last one is outermost
+    with pytest.raises(SystemExit):
+        parse(ServeSubcommand(), server_arguments("embedded", 3, ["no option"]))
 
 
 @pytest.mark.parametrize(

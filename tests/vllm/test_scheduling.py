@@ -55,10 +55,11 @@ def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request(name: str, ticket: Ticket | None = None, **settings: Any) -> Any:
     prompt = [5, 6, 7]
+    params = SimpleNamespace(repetition_penalty=1.0, max_tokens=50, min_tokens=0)
     found = SimpleNamespace(
         request_id=name, kv_transfer_params=ticket.signed() if ticket else None, prompt_token_ids=prompt,
         _all_token_ids=list(prompt), num_prompt_tokens=3, cache_salt=None, block_hashes=[], max_tokens=50,
-        sampling_params=SimpleNamespace(repetition_penalty=1.0, max_tokens=50), skip_reading_prefix_cache=False,
+        sampling_params=params, skip_reading_prefix_cache=False,
         resumable=False, mm_features=[], prompt_embeds=None, update_block_hashes=lambda: None,
     )  # fmt: skip
     return SimpleNamespace(**(vars(found) | settings))
@@ -152,6 +153,21 @@ def test_a_file_of_the_same_content_is_read_where_another_is_gone(order: tuple[i
     assert found[0] in ((1, True), found[1])  # or it is answered by what the other file holds
 
 
+def test_requests_fail_while_others_for_the_same_file_keep_coming() -> None:
+    worker = Worker()
+    scheduling = Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    waiting: list[Any] = []
+    for number in range(6):
+        waiting.append(request(str(number), TICKET))
+        scheduling.admit(waiting[-1])
+        waiting = [one for one in waiting if scheduling.num_matched(one, 0) != (1, True)]
+        step(scheduling, [worker])
+        if worker.loading._reading:
+            worker.fail(-1)
+        step(scheduling, [worker])
+    assert [one.request_id for one in waiting] == ["5"]
+
+
 def test_a_success_that_comes_late_leaves_nothing_behind() -> None:
     scheduling, workers = one_worker_has_failed()
     step(scheduling, workers)
@@ -189,12 +205,13 @@ def test_what_cannot_have_a_prefix_fails_and_raises_nothing(settings: dict[str, 
 def test_an_answer_ends_where_the_positions_do() -> None:
     scheduling = Scheduling(num_workers=1, room=20, max_resident_prefixes=1)
     one = request("one", TICKET)
+    one.sampling_params.min_tokens = 12
     scheduling.admit(one)
-    assert (one.max_tokens, one.sampling_params.max_tokens) == (9, 9)
+    assert (one.max_tokens, one.sampling_params.max_tokens, one.sampling_params.min_tokens) == (9, 9, 9)
 
 
 def test_a_repetition_penalty_sees_no_token_that_the_user_did_not_write() -> None:
-    one = request("one", TICKET, sampling_params=SimpleNamespace(repetition_penalty=1.3, max_tokens=50))
+    one = request("one", TICKET, sampling_params=SimpleNamespace(repetition_penalty=1.3, max_tokens=50, min_tokens=0))
     Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1).admit(one)
     assert set(one.prompt_token_ids) == {5, 6, 7}
     assert one.num_prompt_tokens == len(one._all_token_ids) == 8 + 3

@@ -33,7 +33,7 @@ def naming_how_many(num_prefixes: int) -> Change:
 
     def change(answer: dict[str, Any]) -> None:
         error = answer.get("error")
-        if isinstance(error, dict):
+        if isinstance(error, dict) and error.get("param", "model") == "model":
             known = f"This server has its base model and {num_prefixes} prefixes; GET /v1/models lists them."
             error["message"] = f"{error.get('message', '')} {known}".strip()
 

@@ -95,10 +95,11 @@ def too_long(request: Mapping[str, Any], num_tokens: int, num_virtual_tokens: in
 
 
 def most_tokens(request: Mapping[str, Any]) -> int:
-    """Return how many tokens a request wants written, one where it leaves that open."""
+    """Return how many tokens a request wants written, its least or one where it leaves that open."""
     names = ("max_completion_tokens", "max_tokens") if "messages" in request else ("max_tokens",)
     asked = (_number(request.get(name)) for name in names)
-    return max(1, next((most for most in asked if most is not None), 1))
+    least = _number(request.get("min_tokens")) or 1
+    return max(1, least, next((most for most in asked if most is not None), 1))
 
 
 def _number(told: Any) -> int | None:

@@ -31,8 +31,9 @@ def server_arguments(base: str, max_resident_prefixes: int, passed_on: Sequence[
     transfer = engine_args(max_resident_prefixes)["kv_transfer_config"]
     named = [] if base != "embedded" or "--served-model-name" in given else ["--served-model-name", base]
     source = source_of(base)
+    # Before other middleware, which then is around it: what compresses answers, say, comes after what changes them.
     middleware = ["--middleware", "antefix.vllm.middleware.PrefixMiddleware"]
-    return [source, *named, *passed_on, *middleware, "--kv-transfer-config", json.dumps(transfer)]
+    return [source, *named, *middleware, *passed_on, "--kv-transfer-config", json.dumps(transfer)]
 
 
 def served_names(base: str, passed_on: Sequence[str]) -> list[str]:

@@ -51,7 +51,7 @@ class PrefixMiddleware:
                 "owned_by": "antefix",
                 "parent": base["id"],
                 "permission": [],
-                "max_model_len": room - ticket.num_virtual_tokens,
+                "max_model_len": max(0, room - ticket.num_virtual_tokens),
             }
             for name, ticket in self._roster.tickets().items()
         ]
@@ -66,6 +66,8 @@ class PrefixMiddleware:
                 return
         body = await read_body(receive) or b""
         request = _parse(body)
+        if path == "/v1/completions":
+            request.pop("messages", None)  # vLLM ignores them there; elsewhere here they are what tells a chat
         name = request.get("model")
         tickets = self._roster.tickets()
         ticket = tickets.get(name) if isinstance(name, str) else None

@@ -27,3 +27,5 @@ def limit_answer(request: Request, most: int) -> None:
     request.max_tokens = min(request.max_tokens, most)
     if request.sampling_params is not None:
         request.sampling_params.max_tokens = request.max_tokens
+        # A worker checks them anew as it unpickles them, and dies where the least is more than the most.
+        request.sampling_params.min_tokens = min(request.sampling_params.min_tokens, request.max_tokens)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from enum import Enum, auto
 from itertools import count
 
 from vllm.logger import init_logger
@@ -20,19 +19,13 @@ from antefix.vllm.ticket import Ticket, read_ticket
 logger = init_logger(f"vllm.{__name__}")
 
 
-class _State(Enum):
-    READING = auto()
-    READY = auto()
-    FAILED = auto()
-
-
 @dataclass
 class _Residence:
     """How far a prefix has come on its way into the memory of all workers."""
 
     reading: Reading
-    state: _State = _State.READING
     num_done: int = 0
+    """How many workers have read it."""
 
 
 class Scheduling:
@@ -61,27 +54,27 @@ class Scheduling:
     def num_matched(self, request: Request, num_computed: int) -> tuple[int | None, bool]:
         """Return how many tokens of the prefix are still to be placed; None: ask again, its file is being read."""
         ticket = self._tickets.get(request.request_id)
+        if ticket is not None and num_computed >= ticket.num_virtual_tokens:
+            return 0, False
         if request.request_id in self._refused:
             return 1, True
-        if ticket is None or num_computed >= ticket.num_virtual_tokens:
+        if ticket is None:
             return 0, False
-        state = self._state(ticket)
-        if state is _State.FAILED:
-            return 1, True
-        if state is None:
+        residence = self._residences.get(ticket.content)
+        if residence is None:
             self._read(ticket)
             return None, False
         self._residences.move_to_end(ticket.content)
-        return (ticket.num_virtual_tokens - num_computed, False) if state is _State.READY else (None, False)
+        return (ticket.num_virtual_tokens - num_computed, False) if self._is_ready(residence) else (None, False)
 
     def allocated(self, request: Request, block_ids: tuple[list[int], ...], num_external: int) -> None:
         """Order what a request was given blocks for: the rest of its prefix, or to fail."""
         if num_external == 0:
             return
-        ticket = self._tickets.get(request.request_id)
-        if ticket is None or self._state(ticket) is not _State.READY:
+        if request.request_id in self._refused:
             self._orders.fail.append(request.request_id)
             return
+        ticket = self._tickets[request.request_id]
         stop = ticket.num_virtual_tokens
         self._orders.place.append(Placement(ticket.content, stop - num_external, stop, block_ids))
 
@@ -94,14 +87,14 @@ class Scheduling:
         """Note which prefixes all workers have read, and which they could not."""
         for reading, reason in reports.failed.items():
             logger.error("A prefix could not be loaded: %s", reason)
-            if residence := self._awaited(reading):
-                residence.state = _State.FAILED
+            if self._awaited(reading):
+                del self._residences[reading.ticket.content]
                 self._orders.forget.append(reading.ticket.content)
+                # Whoever waits for it fails now; for those who come later the file may have been repaired.
+                self._refused.update(name for name, ticket in self._tickets.items() if ticket == reading.ticket)
         for reading, num_workers in reports.ready.items():
             if residence := self._awaited(reading):
                 residence.num_done += num_workers
-                if residence.num_done == self._num_workers:
-                    residence.state = _State.READY
 
     def finish(self, request: Request) -> None:
         """Forget a request."""
@@ -121,33 +114,26 @@ class Scheduling:
             insert_placeholders(request, ticket.num_virtual_tokens, salt)
             limit_answer(request, left)
             self._tickets[request.request_id] = ticket
-            if self._state(ticket) is _State.FAILED:
-                del self._residences[ticket.content]  # the file may have been repaired
 
     def _refuse(self, request: Request, reason: str) -> None:
         logger.warning("Request %s fails: %s", request.request_id, reason)
         request.skip_reading_prefix_cache = False  # vLLM would run it without its prefix otherwise
         self._refused.add(request.request_id)
 
-    def _state(self, ticket: Ticket) -> _State | None:
-        """Return how far a prefix has come, None where it is to be read: what another file failed to hold, this may."""
-        residence = self._residences.get(ticket.content)
-        if residence and residence.state is _State.FAILED and residence.reading.ticket.path != ticket.path:
-            return None
-        return residence.state if residence else None
+    def _is_ready(self, residence: _Residence) -> bool:
+        return residence.num_done == self._num_workers
 
     def _awaited(self, reading: Reading) -> _Residence | None:
         """Return what a report is about, None for a reading that was given up because another worker failed."""
         residence = self._residences.get(reading.ticket.content)
-        is_current = residence and residence.reading == reading and residence.state is _State.READING
-        return residence if is_current else None
+        return residence if residence and residence.reading == reading else None
 
     def _read(self, ticket: Ticket) -> None:
         """Order a file to be read, once there is room for it: what was placed in this step may not go yet."""
         in_use = {placement.content for placement in self._orders.place}
-        states = {content: residence.state for content, residence in self._residences.items()}
-        idle = [content for content, state in states.items() if state is _State.READY and content not in in_use]
-        too_many = sum(state is not _State.FAILED for state in states.values()) + 1 - self._most
+        ready = [content for content, residence in self._residences.items() if self._is_ready(residence)]
+        idle = [content for content in ready if content not in in_use]
+        too_many = len(self._residences) + 1 - self._most
         if too_many > len(idle):
             return
         for content in idle[: max(0, too_many)]:

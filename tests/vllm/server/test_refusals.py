@@ -31,6 +31,8 @@ def test_an_unknown_name(served: Served, name: str) -> None:
         ({"max_tokens": 251}, "positions"),
         ({"prompt": "word " * 300}, "positions"),
         ({"prompt": [5] * 250}, "positions"),
+        ({"prompt": [5] * 250, "extra_body": {"messages": []}}, "positions"),
+        ({"max_tokens": None, "prompt": [5] * 250, "extra_body": {"min_tokens": 9}}, "positions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
