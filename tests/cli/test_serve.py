@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 import antefix
 from antefix.cli.main import app
 from antefix.vllm import settings
-from antefix.vllm.launch import served_names, server_arguments
 from tests.unit.vllm.test_prefixes import some_prefix
 
 
@@ -54,12 +53,8 @@ def test_what_is_refused_before_the_start(known: None, tmp_path: Path) -> None:
         (["--prefix", f"a/b={good}"], "cannot name"),
         (["--prefix", f"a={tmp_path / 'absent'}"], "no prefix file"),
         (["--prefix", f"a={good}", "--prefix", f"a={good}"], "two prefixes"),
-        (["--prefix", f"embedded={good}"], "base model"),
-        (["--prefix", f"served={good}", "--served-model-name", "served", "other"], "base model"),
         (["--prefix-dir", str(bad.parent)], "not an intact"),
         (["--prefix-dir", str(tmp_path / "absent")], "no directory"),
-        (["--kv-transfer-config", "{}"], "--kv-transfer-config"),
-        (["--kv-transfer-config.kv_connector=Other"], "--kv-transfer-config"),
         (["--max-resident-prefixes", "0"], "max-resident-prefixes"),
     ):
         code, output = run("embedded", *arguments)
@@ -67,28 +62,16 @@ def test_what_is_refused_before_the_start(known: None, tmp_path: Path) -> None:
         assert about in output.replace("\n", " "), output
 
 
-@pytest.mark.parametrize("after", [["-tp", "2"], ["--port", "8000"], ["--port=8000"], []])
-def test_the_names_of_the_base_end_at_the_next_option(after: list[str]) -> None:
-    assert served_names("my/model", ["--served-model-name", "a", "b", *after]) == ["a", "b"]
-    assert served_names("my/model", after) == ["my/model"]
-
-
-def test_a_vllm_that_answers_for_any_name_is_refused(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
+@pytest.mark.parametrize("variable", ["VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_USE_RUST_FRONTEND"])
+def test_a_vllm_that_answers_past_antefix_is_refused(
+    known: None, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
     code, output = run("embedded")
-    assert (code, "VLLM_SKIP_MODEL_NAME_VALIDATION" in output) == (1, True)
+    assert (code, f"{variable} is set" in output) == (1, True)
 
 
 @pytest.mark.parametrize("most", [0, -3])
 def test_a_worker_keeps_at_least_one_prefix(known: None, most: int) -> None:
     with pytest.raises(antefix.ConfigError, match="at least 1"):
         settings.engine_args(most)
-
-
-def test_everything_else_is_passed_on_to_vllm(known: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = server_arguments("my/model", 3, ["--port", "8001", "-tp", "2"])
-    assert arguments[:3] == ["my/model", "--middleware", "antefix.vllm.middleware.PrefixMiddleware"]
-    assert arguments[3:7] == ["--port", "8001", "-tp", "2"]
-    assert '"max_resident_prefixes": 3' in arguments[-1]
-    assert server_arguments("embedded", 3, [])[1:3] == ["--served-model-name", "embedded"]
-    assert server_arguments("embedded", 3, ["--served-model-name", "mine"]).count("--served-model-name") == 1

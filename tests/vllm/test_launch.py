@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm.entrypoints.cli.serve import ServeSubcommand
+from typer.testing import CliRunner
 
+import antefix
+from antefix.cli.main import app
 from antefix.embedded import model_path
 from antefix.errors import ConfigError
-from antefix.vllm.launch import parse, server_arguments
+from antefix.vllm import Prefixes
+from antefix.vllm.launch import MIDDLEWARE, server_settings
+from tests.unit.vllm.test_prefixes import some_prefix
 from tests.vllm.conftest import ENVIRONMENT
 
 CONFIGURE = """
@@ -24,21 +28,64 @@ print("configured")
 """
 
 
-@pytest.mark.parametrize("spelling", ["--kv-offloading-size", "--kv-offloading-s", "--config"])
-def test_offloading_of_vllms_own_is_refused(spelling: str, tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text("kv-offloading-size: 1.0\n")
-    arguments = server_arguments("embedded", 3, [spelling, str(file) if spelling == "--config" else "1.0"])
-    with pytest.raises(ConfigError, match="kv_offloading_size is set"):
-        parse(ServeSubcommand(), arguments)
+def given(arguments: list[str], file: Path) -> list[str]:
+    """Return arguments as they are, or what reads the same from a file."""
+    if arguments[0] != "--config":
+        return arguments
+    file.write_text(f"{arguments[1]}\n")
+    return ["--config", str(file)]
 
 
-def test_other_arguments_are_vllms() -> None:
-    parsed = parse(ServeSubcommand(), server_arguments("embedded", 3, ["--port", "8001", "--middleware", "a.Other"]))
-    assert (parsed.port, parsed.kv_transfer_config.kv_connector) == (8001, "AntefixConnector")
-    assert parsed.middleware == ["antefix.vllm.middleware.PrefixMiddleware", "a.Other"]  # the last one is outermost
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        (["--kv-offloading-size", "1.0"], "kv_offloading_size"),
+        (["--kv-offloading-s", "1.0"], "kv_offloading_size"),
+        (["--config", "kv-offloading-size: 1.0"], "kv_offloading_size"),
+        (["--kv-transfer-config", "{}"], "kv_transfer_config"),
+        (["--kv-transfer-c", "{}"], "kv_transfer_config"),
+        (["--kv-transfer-config.kv_connector=Other", "--kv-transfer-config.kv_role=kv_both"], "kv_transfer_config"),
+        (["--config", "kv-transfer-config: '{}'"], "kv_transfer_config"),
+        (["--grpc"], "grpc"),
+    ],
+    ids=str,
+)
+def test_what_would_bypass_antefix_is_refused(arguments: list[str], setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting} is set, and .*; leave it out.$"):
+        server_settings("embedded", 3, given(arguments, tmp_path / "config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--served-model-name", "a", "p", "-tp", "2"], ["--served-model", "p"], ["--config", "served-model-name: p"]],
+    ids=str,
+)
+def test_a_prefix_has_no_name_of_the_bases(arguments: list[str], tmp_path: Path) -> None:
+    prefix = saved_prefix(tmp_path / "p.safetensors")
+    command = ["serve", "embedded", "--prefix", f"p={prefix}", *given(arguments, tmp_path / "config.yaml")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "'p' is the base model's name; give the prefix another." in result.output
+
+
+def saved_prefix(path: Path) -> Path:
+    antefix.save_prefix(some_prefix(Prefixes("embedded").sites), path)
+    return path
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_other_arguments_are_vllms(from_file: bool, tmp_path: Path) -> None:
+    arguments = (
+        ["--config", "port: 8001\nmiddleware: a.Other"] if from_file else ["--port", "8001", "--middleware", "a.Other"]
+    )
+    settings = server_settings("embedded", 3, given(arguments, tmp_path / "config.yaml"))
+    assert (settings.port, settings.kv_transfer_config.kv_connector) == (8001, "AntefixConnector")
+    assert settings.kv_transfer_config.kv_connector_extra_config == {"max_resident_prefixes": 3}
+    assert settings.middleware == [MIDDLEWARE, "a.Other"]  # the last one is outermost
+    assert settings.served_model_name == ["embedded"]
+    assert settings.model_tag == str(model_path())
     with pytest.raises(SystemExit):
-        parse(ServeSubcommand(), server_arguments("embedded", 3, ["no option"]))
+        server_settings("embedded", 3, ["no option"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from antefix.errors import ConfigError
-from antefix.vllm.settings import ADMIN_KEY
+from antefix.vllm.settings import ADMIN_KEY, check_version
 
 
 def serve(
@@ -35,13 +35,13 @@ def serve(
     ] = 64,
 ) -> None:
     """Serve prefixes on vLLM, each under a name of its own, by OpenAI's interface; other options are vLLM's."""
-    from antefix.vllm.launch import run_server, served_names, server_arguments
+    from antefix.vllm.launch import run_server, server_settings
     from antefix.vllm.prefixes import Prefixes, files_in
     from antefix.vllm.roster import posted_roster
 
     if base.startswith("-"):  # an option of vLLM's, of which nobody here knows whether a value follows
         raise ConfigError(f"'{base}' stands where the base model does; it comes first: antefix serve MODEL {base} ...")
-    arguments = server_arguments(base, max_resident_prefixes, context.args)
+    check_version()
     files = files_in(prefix_dir) if prefix_dir is not None else {}
     for entry in prefix or []:
         name, equals, file = entry.partition("=")
@@ -50,12 +50,13 @@ def serve(
         if name in files:
             raise ConfigError(f"two prefixes are named '{name}'.")
         files[name] = Path(file)
-    if taken := set(files).intersection(served_names(base, context.args)):
-        raise ConfigError(f"'{taken.pop()}' is the base model's name; give the prefix another.")
     prefixes = Prefixes(base, files)
+    settings = server_settings(base, max_resident_prefixes, context.args)
+    if taken := set(files).intersection(settings.served_model_name):
+        raise ConfigError(f"'{taken.pop()}' is the base model's name; give the prefix another.")
     if admin_key:
         os.environ[ADMIN_KEY] = admin_key
     for ticket in prefixes.values():
         typer.echo(f"{ticket.name}: {ticket.num_virtual_tokens} virtual tokens")
     with posted_roster(base, prefixes, prefix_dir):
-        run_server(arguments)
+        run_server(settings)

@@ -3,74 +3,63 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from antefix.errors import ConfigError
 from antefix.sources import source_of
 from antefix.vllm.settings import engine_args
 
-if TYPE_CHECKING:
-    from vllm.entrypoints.cli.serve import ServeSubcommand
+MIDDLEWARE = "antefix.vllm.middleware.PrefixMiddleware"
+_REFUSED_VARIABLES = {
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "would let the bare base answer for a name that is no prefix",
+    "VLLM_USE_RUST_FRONTEND": "would have requests answered by a server in which antefix has no layer",
+}
+_REFUSED_SETTINGS = {
+    "kv_transfer_config": "is antefix's own: the prefixes come through it",
+    "kv_offloading_size": "would have vLLM offload its cache by another connector in the place of antefix's, through "
+    "which the prefixes come",
+    "grpc": "would have requests answered by a server in which antefix has no layer",
+}
 
-_ANY_NAME = "VLLM_SKIP_MODEL_NAME_VALIDATION"
 
+def server_settings(base: str, max_resident_prefixes: int, passed_on: Sequence[str]) -> argparse.Namespace:
+    """Return the settings of `vllm serve`, which its arguments and a --config file give alike.
 
-def server_arguments(base: str, max_resident_prefixes: int, passed_on: Sequence[str]) -> list[str]:
-    """Return the arguments of `vllm serve`.
-
-    Raises `ConfigError` for one that antefix sets itself, and where vLLM would answer for any name.
+    Raises `ConfigError` for those that antefix sets itself, and for those by which an answer would miss its prefix.
     """
-    given = {argument.partition("=")[0].replace("_", "-") for argument in passed_on if argument.startswith("--")}
-    if any(argument.split(".")[0] == "--kv-transfer-config" for argument in given):
-        raise ConfigError("--kv-transfer-config is antefix's own: the prefixes come through it.")
-    if os.environ.get(_ANY_NAME, "0") not in ("", "0"):
-        raise ConfigError(f"{_ANY_NAME} is set, and would let the bare base answer for a name that is no prefix.")
+    for name, reason in _REFUSED_VARIABLES.items():
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise ConfigError(f"{name} is set, and {reason}; leave it out.")
     transfer = engine_args(max_resident_prefixes)["kv_transfer_config"]
-    named = [] if base != "embedded" or "--served-model-name" in given else ["--served-model-name", base]
-    source = source_of(base)
-    # Before other middleware, which then is around it: what compresses answers, say, comes after what changes them.
-    middleware = ["--middleware", "antefix.vllm.middleware.PrefixMiddleware"]
-    return [source, *named, *middleware, *passed_on, "--kv-transfer-config", json.dumps(transfer)]
-
-
-def served_names(base: str, passed_on: Sequence[str]) -> list[str]:
-    """Return the names under which vLLM will serve the base model itself."""
-    names: list[str] = []
-    collecting = False
-    for argument in passed_on:
-        flag, _, value = argument.partition("=")
-        if argument.startswith("-"):
-            collecting = flag.replace("_", "-") == "--served-model-name"
-            names += [value] if collecting and value else []
-        elif collecting:
-            names.append(argument)
-    return names or [base]
-
-
-def run_server(arguments: Sequence[str]) -> None:
-    """Run `vllm serve` in this process until it is stopped."""
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from vllm.config import KVTransferConfig
+
+    settings = _parse([source_of(base), *passed_on])
+    for name, reason in _REFUSED_SETTINGS.items():
+        if getattr(settings, name, None) not in (None, False):
+            raise ConfigError(f"{name} is set, and {reason}; leave it out.")
+    settings.kv_transfer_config = KVTransferConfig(**transfer)
+    settings.served_model_name = settings.served_model_name or [base]
+    # The last one is outermost: what compresses answers, say, comes after what changes them.
+    settings.middleware = [MIDDLEWARE, *settings.middleware]
+    return settings
+
+
+def run_server(settings: argparse.Namespace) -> None:
+    """Run `vllm serve` in this process until it is stopped."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     command = ServeSubcommand()
-    parsed = parse(command, arguments)
-    command.validate(parsed)
-    command.cmd(parsed)
+    command.validate(settings)
+    command.cmd(settings)
 
 
-def parse(command: ServeSubcommand, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what vLLM takes its arguments for, and what its --config files say; raises `ConfigError`."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser(prog="antefix")
-    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
-    parsed: argparse.Namespace = parser.parse_args([command.name, *arguments])
-    if parsed.kv_offloading_size is not None:
-        raise ConfigError(
-            "kv_offloading_size is set, and vLLM would offload its cache by another connector in the place of "
-            "antefix's, through which the prefixes come; leave it out."
-        )
+    ServeSubcommand().subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    parsed: argparse.Namespace = parser.parse_args([ServeSubcommand.name, *arguments])
     return parsed
