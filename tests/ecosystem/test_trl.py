@@ -157,17 +157,26 @@ def by_reward(trainer_class: Any, config_class: Any, bank: antefix.PrefixBank, f
     [(PrefixGRPOTrainer, trl.GRPOConfig), (PrefixRLOOTrainer, trl.RLOOConfig)],
     ids=["grpo", "rloo"],
 )
-def test_rewarded_training_keeps_near_the_bare_base(trainer_class: Any, config_class: Any, tmp_path: Path) -> None:
+def test_rewarded_training_keeps_near_the_bare_base(
+    trainer_class: Any, config_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Inside a PeftModel, too, whose reference would be the model without its adapters, but with the prefix."""
-    divergences = {}
-    for model in (base(), adapted()):
+
+    def divergences(model: Any) -> list[float]:
         trainer = by_reward(trainer_class, config_class, attached(model), tmp_path)
+        trainers.append(trainer)
         torch.manual_seed(0)
         trainer.train()
-        divergences[type(trainer.ref_model)] = [log["kl"] for log in trainer.state.log_history if "kl" in log]
-    copied, shared = divergences[type(base())], divergences[BareBase]  # the first is TRL's own, loaded a second time
+        return [log["kl"] for log in trainer.state.log_history if "kl" in log]
+
+    trainers: list[Any] = []
+    with monkeypatch.context() as changed:
+        changed.setattr(PrefixTrainer, "_made_reference", False)
+        copied = divergences(base())  # TRL's own reference, loaded a second time
     assert copied[0] > 0.1
-    assert shared == pytest.approx(copied, abs=1e-4)  # LoRA layers that add zeros round otherwise
+    assert divergences(base()) == copied
+    assert divergences(adapted()) == pytest.approx(copied, abs=1e-4)  # LoRA layers that add zeros round otherwise
+    assert [type(trainer.ref_model) for trainer in trainers] == [type(base()), BareBase, BareBase]
 
     with pytest.raises(antefix.ConfigError, match=r"is trained beside the prefix.*set beta to 0"):
         by_reward(trainer_class, config_class, attached(adapted(), freeze_base=False), tmp_path)

@@ -98,6 +98,22 @@ def test_a_batch_scores_as_transformers_scores_each_text(tmp_path: Path, model_c
     assert scores["accuracy"] == (alone.argmax(1) == right).double().mean().item()
 
 
+def test_a_base_with_towers_keeps_its_padding_where_its_text_does(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**COMMON, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 8},
+        vision_config={**vision, "image_size": 16, "patch_size": 4},
+    )
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    task = Classification.load(str(tmp_path), ["a", "b", "c"])
+    assert task.heads == ("score",)
+    rows = [task.encoder.row(task.encoder.tokenize(example)) for example in EXAMPLES]
+    for together, row in zip(task.logits(rows), rows, strict=True):
+        torch.testing.assert_close(together, task.logits([row])[0])
+
+
 def test_labels_that_the_base_knows_keep_its_numbers(tmp_path: Path) -> None:
     names = {0: "c", 1: "a", 2: "d", 3: "b"}
     source = save(tmp_path, "BertForSequenceClassification", id2label=names)

@@ -154,6 +154,13 @@ def test_a_head_trains_at_its_own_rate(head_learning_rate: float | None, expecte
     assert moved == pytest.approx([0.05, expected], rel=1e-3)
 
 
+def test_a_rate_of_its_own_wants_an_optimiser_that_trainer_makes(tmp_path: Path) -> None:
+    bank = trainer(tmp_path).bank
+    optimizer = torch.optim.SGD(bank.model.parameters())
+    with pytest.raises(antefix.ConfigError, match="head_learning_rate is for an optimiser that Trainer makes"):
+        PrefixTrainer(bank, "p", 1e-3, args=arguments(tmp_path), optimizers=(optimizer, None))
+
+
 def test_each_trainer_trains_its_own_prefix(tmp_path: Path) -> None:
     """Whatever was made active since, and with the other left as it is; a checkpoint does not depend on the order."""
     bank = antefix.attach(build_model("llama"))

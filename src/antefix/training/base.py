@@ -34,8 +34,6 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     with reporting_failure("model", name):
         model: Any = named(auto.from_pretrained(source_of(name), **loading_dtype()), name)
     forget_added_padding(tokenizer, model.get_input_embeddings().num_embeddings)
-    if is_encoder_decoder:  # the loss is a mean over the batch, whatever the signature lets Trainer believe
-        model.accepts_loss_kwargs = False
     return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
 
 

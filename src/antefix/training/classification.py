@@ -99,21 +99,19 @@ class Classification:
                 _check_numbers(name, labels, numbered)
             elif set(labels) <= set(numbered):  # the base's own head may know them already
                 labels = numbered
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: number for number, label in enumerate(labels)}
+            config.problem_type = "single_label_classification"  # a base of another would train by another loss
+            config.get_text_config().pad_token_id = padding_id(tokenizer)  # where a base with towers looks for it, too
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source_of(name),
-                id2label=dict(enumerate(labels)),
-                label2id={label: number for number, label in enumerate(labels)},
-                pad_token_id=padding_id(tokenizer),
-                problem_type="single_label_classification",  # a base of another would train by another loss
+                config=config,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **loading_dtype(),
             )
         drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        named(model, name)
-        # Its loss is a mean over the batch, whatever its signature lets Trainer believe.
-        model.accepts_loss_kwargs = False
-        return cls(on_device(model), LabelTokenizer(tokenizer, tuple(labels)), _heads(model, drawn))
+        return cls(on_device(named(model, name)), LabelTokenizer(tokenizer, tuple(labels)), _heads(model, drawn))
 
     @property
     def metadata(self) -> Mapping[str, Any]:

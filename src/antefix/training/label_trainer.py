@@ -14,6 +14,7 @@ class LabelTrainer(PrefixTrainer):
     """Train by the mean over the labels of a step, also where it takes batches with more of them and with fewer.
 
     A mean of the means of batches, accumulated or on several processes, would weigh a label by the size of its batch.
+    Only some models divide by the number of labels that Trainer counts, and signatures do not tell which.
     """
 
     def __init__(self, *arguments: Any, **trainer_arguments: Any) -> None:

@@ -21,7 +21,7 @@ from antefix.training.launch import is_main_process
 from antefix.training.prepare import prepare
 from antefix.training.recipe import Recipe
 from antefix.training.resume import RunFolder
-from antefix.training.trainer import FILE_NAME, PrefixTrainer
+from antefix.training.trainer import FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    # A causal model takes the number of labels of a step, and divides by it itself.
-    takes_number = recipe.task == "text" and not model.config.is_encoder_decoder
     make_trainer = functools.partial(
-        PrefixTrainer if takes_number else LabelTrainer,
+        LabelTrainer,
         bank,
         recipe.name,
         recipe.head_learning_rate,

@@ -124,19 +124,17 @@ class ExampleTokenizer:
         if self.is_encoder_decoder:
             return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer[:max_length])
         opening = tokens.prompt[: int(tokens.prompt[:1] == [self.tokenizer.bos_token_id])]
-        answer = tokens.answer[: max(max_length - max(len(opening), 1), 1)]
+        answer = tokens.answer[: max(max_length - bool(tokens.prompt), 1)]
         room = max_length - len(answer) - len(opening)
         rest = tokens.prompt[len(opening) :]
         return Tokens(opening + rest[max(len(rest) - room, 0) :], answer)
 
     def row(self, tokens: Tokens) -> dict[str, Any]:
-        """Return `input_ids` and `labels`; a causal model's prompt has no labels."""
+        """Return `input_ids` and `labels`; a causal model's prompt has none, nor has the first token of all."""
         if self.is_encoder_decoder:
             return {"input_ids": tokens.prompt, "labels": tokens.answer}
-        return {
-            "input_ids": tokens.prompt + tokens.answer,
-            "labels": [IGNORED_LABEL] * len(tokens.prompt) + tokens.answer,
-        }
+        ids, unlabelled = tokens.prompt + tokens.answer, max(len(tokens.prompt), 1)
+        return {"input_ids": ids, "labels": [IGNORED_LABEL] * unlabelled + ids[unlabelled:]}
 
     def encode(self, example: Example) -> dict[str, Any]:
         """Return `input_ids` and `labels` of an example."""

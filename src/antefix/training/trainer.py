@@ -51,6 +51,10 @@ class PrefixTrainer(Trainer):
                 f"PrefixTrainer takes a bank and the name of a prefix first, not a {type(bank).__name__}; give it "
                 "antefix.attach(model), and the rest by name."
             )
+        if head_learning_rate is not None and (trainer_arguments.get("optimizers") or (None,))[0] is not None:
+            raise ConfigError(
+                "head_learning_rate is for an optimiser that Trainer makes; put a group of its own into yours."
+            )
         _refuse_other_writers(trainer_arguments.get("args"))
         bank.activate(name)
         self.bank = bank
@@ -64,7 +68,7 @@ class PrefixTrainer(Trainer):
             trainer_arguments["ref_model"] = BareBase(bank)
         with trainable_although_quantized(trainer_arguments["model"]), in_their_dtypes(bank.modules(name)):
             super().__init__(**trainer_arguments)
-        if self._would_compare_with_prefix:
+        if self._made_reference:
             self.ref_model = BareBase(bank)
         self._check_arguments()
         self._check_trained()
@@ -160,10 +164,15 @@ class PrefixTrainer(Trainer):
         return "ref_model" in inspect.signature(super().__init__).parameters
 
     @property
-    def _would_compare_with_prefix(self) -> bool:
-        """Whether the reference would be this model with PEFT's adapters off, which leaves the prefix on."""
-        is_reference_wanted = bool(getattr(self.args, "beta", 0.0))
-        return is_reference_wanted and _is_peft_model(self._whole_model) and getattr(self, "ref_model", self) is None
+    def _made_reference(self) -> bool:
+        """Whether the trainer chose its reference: the base as its name is loaded, which need not be as it is here.
+
+        Or of a PeftModel this model with the adapters off, which leaves the prefix on.
+        """
+        found = getattr(self, "ref_model", self)
+        has_adapters_off = found is None and _is_peft_model(self._whole_model)
+        is_wanted = bool(getattr(self.args, "beta", 0.0))
+        return is_wanted and (has_adapters_off or (found is not self and not self._takes_reference))
 
     def _train_only_this(self) -> None:
         for name in self.bank.names:

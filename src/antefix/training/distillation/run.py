@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
     lessons = [lesson for one in studied for lesson in one.lessons]
     groups = kept_together(
         [tuple(lesson.ids[: lesson.is_written.index(True)]) for lesson in lessons],
+        [tuple(lesson.ids[: _end_of_question(lesson)]) for lesson in lessons],
         [tuple(lesson.ids) for lesson in lessons],
     )
     chosen = groups[9::10][: num_held_out(groups)]
@@ -139,6 +141,12 @@ def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
         [lesson for number, lesson in enumerate(lessons) if number not in held_out],
         [lessons[number] for number in sorted(held_out)],
     )
+
+
+def _end_of_question(lesson: Lesson) -> int | None:
+    """Return where the last part of a lesson begins, if the teacher wrote what it is about, too."""
+    begins = [place for place, (last, now) in enumerate(pairwise(lesson.is_written), start=1) if now and not last]
+    return begins[-1] if len(begins) > 1 else None
 
 
 def _write(settings: Distillation, classroom: Classroom, found: dict[str, Any]) -> DistillationResult:
