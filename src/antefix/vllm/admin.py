@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from antefix.errors import AntefixError, ConfigError, UnknownPrefixError
-from antefix.vllm.inner import NOTHING, Answer, Receive, Scope, header, read_body
+from antefix.vllm.asgi import Receive, Response, Scope, error_response, header, json_response, read_body
 from antefix.vllm.prefixes import Prefixes
 from antefix.vllm.roster import Roster
 from antefix.vllm.settings import ADMIN_KEY
@@ -34,33 +34,33 @@ class Admin:
         """What checks a file against the base model, whose layers are looked at once."""
         return Prefixes(self._roster.base)
 
-    async def answer(self, scope: Scope, path: str, receive: Receive, taken: set[str]) -> Answer:
+    async def answer(self, scope: Scope, path: str, receive: Receive, taken: set[str]) -> Response:
         """Answer one request; no prefix may have a name that is `taken` by another model of the server."""
         if not self._key:
             why = f"prefixes cannot be changed here: the server was started without {ADMIN_KEY}."
-            return NOTHING.instead_error(403, why)
+            return error_response(403, why)
         if not hmac.compare_digest(header(scope, b"authorization"), f"Bearer {self._key}".encode()):
-            return NOTHING.instead_error(401, "the administrator's key is missing or wrong.", "AuthenticationError")
+            return error_response(401, "the administrator's key is missing or wrong.", "AuthenticationError")
         body = await read_body(receive, most=_MOST_BYTES)
         if body is None:
-            return NOTHING.instead_error(413, f"a body may have {_MOST_BYTES} bytes here.")
+            return error_response(413, f"a body may have {_MOST_BYTES} bytes here.")
         try:
             return await self._act(scope["method"], path, body, taken)
         except UnknownPrefixError as error:
-            return NOTHING.instead_error(404, str(error), "NotFoundError")
+            return error_response(404, str(error), "NotFoundError")
         except (AntefixError, OSError) as error:
-            return NOTHING.instead_error(400, str(error))
+            return error_response(400, str(error))
 
-    async def _act(self, method: str, path: str, body: bytes, taken: set[str]) -> Answer:
+    async def _act(self, method: str, path: str, body: bytes, taken: set[str]) -> Response:
         match method, path.removeprefix(PATH):
             case "GET", "":
                 entries = [_entry(ticket) for ticket in self._roster.tickets().values()]
-                return NOTHING.instead(200, {"object": "list", "data": entries})
+                return json_response(200, {"object": "list", "data": entries})
             case "POST", "":
-                return NOTHING.instead(200, _entry(await self._add(body, taken)))
+                return json_response(200, _entry(await self._add(body, taken)))
             case "DELETE", name if name:
-                return NOTHING.instead(200, {"id": self._remove(name[1:]), "object": "prefix", "deleted": True})
-        return NOTHING.instead_error(405, f"use GET or POST on {PATH}, or DELETE on {PATH}/NAME.")
+                return json_response(200, {"id": self._remove(name[1:]), "object": "prefix", "deleted": True})
+        return error_response(405, f"use GET or POST on {PATH}, or DELETE on {PATH}/NAME.")
 
     async def _add(self, body: bytes, taken: set[str]) -> Ticket:
         try:

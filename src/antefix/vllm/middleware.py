@@ -6,9 +6,22 @@ import json
 from typing import Any
 
 from antefix.vllm.admin import PATH, Admin
-from antefix.vllm.answering import Rewriting, Send, in_terms_of, naming_how_many
-from antefix.vllm.asking import prompts_to_count, refusal, surely_fits, too_long, with_prefix, writes_a_ticket
-from antefix.vllm.inner import Answer, Application, Receive, Scope, ask, header, read_body, replay, with_body
+from antefix.vllm.asgi import (
+    Application,
+    Receive,
+    Response,
+    Scope,
+    Send,
+    ask,
+    error_response,
+    header,
+    json_response,
+    read_body,
+    replay,
+    with_body,
+)
+from antefix.vllm.requests import prompts_to_count, refusal, surely_fits, too_long, with_prefix, writes_a_ticket
+from antefix.vllm.responses import Rewriting, in_terms_of, naming_how_many
 from antefix.vllm.roster import Roster
 from antefix.vllm.served import ServedModel
 from antefix.vllm.ticket import Ticket
@@ -38,7 +51,7 @@ class PrefixMiddleware:
         else:
             await self._app(scope, receive, send)
 
-    async def _list(self, scope: Scope) -> Answer:
+    async def _list(self, scope: Scope) -> Response:
         answer = await ask(self._app, scope, "GET", "/v1/models")
         if answer.status != 200:
             return answer
@@ -55,7 +68,7 @@ class PrefixMiddleware:
             }
             for name, ticket in self._roster.tickets().items()
         ]
-        return answer.instead(200, content)
+        return json_response(200, content, answer.headers)
 
     async def _post(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         length = header(scope, b"content-length")
@@ -83,7 +96,7 @@ class PrefixMiddleware:
 
     async def _refuse(
         self, scope: Scope, path: str, request: dict[str, Any], ticket: Ticket | None, num_bytes: int
-    ) -> Answer | None:
+    ) -> Response | None:
         """Return why a request cannot be answered, None where it can, or where vLLM will say why not."""
         if ticket is None:
             reason = "`kv_transfer_params` holds what only this server may write." if writes_a_ticket(request) else None
@@ -97,7 +110,7 @@ class PrefixMiddleware:
             return None
         allowed = await ask(self._app, scope, "GET", "/v1/models")
         if allowed.status == 200:
-            return allowed.instead_error(400, reason)
+            return error_response(400, reason, headers=allowed.headers)
         # Nobody may learn a prefix's name who may not list them: where vLLM asks for no key, it is like any other name.
         return allowed if path in _WRITERS else None
 

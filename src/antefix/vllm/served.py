@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from antefix.positions import attention_window
-from antefix.vllm.inner import Scope
+from antefix.vllm.asgi import Scope
 
 
 class ServedModel:

@@ -1,13 +1,13 @@
-"""What vLLM answers, told in the client's terms: the name it asked for, and the virtual tokens beside its own."""
+"""What vLLM responds, told in the client's terms: the name it asked for, and the virtual tokens beside its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-Message: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
+from antefix.vllm.asgi import Message, Send, of_length
+
 Change: TypeAlias = Callable[[dict[str, Any]], None]
 """Changes the JSON of an answer in place."""
 
@@ -98,9 +98,3 @@ class Rewriting:
             return body
         self._change(answer)
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def of_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
-    """Return headers with another length of the body."""
-    kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-    return [*kept, (b"content-length", str(length).encode())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antefix.vllm.inner import header
+from antefix.vllm.asgi import header
 
 
 def test_the_first_of_several_headers_counts() -> None:

@@ -1,23 +1,26 @@
-"""Asking vLLM's own application something on the way, as the same client, without a network between."""
+"""Requests and responses of ASGI, and asking vLLM's own application something on the way, as the same client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from antefix.vllm.answering import Message, Send, of_length
-
+Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+JSON = [(b"content-type", b"application/json")]
+
+
 @dataclass
-class Answer:
-    """A whole answer."""
+class Response:
+    """A whole response."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -29,22 +32,23 @@ class Answer:
         return json.loads(self.body)
 
     async def send_to(self, send: Send) -> None:
-        """Give this answer to a client."""
+        """Give this response to a client."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
-    def instead(self, status: int, content: Any) -> Answer:
-        """Return another JSON in its place; its headers stay, such as those for browsers of other origins."""
-        body = json.dumps(content).encode()
-        return Answer(status, of_length(self.headers, len(body)), body)
 
-    def instead_error(self, status: int, message: str, kind: str = "BadRequestError") -> Answer:
-        """Return an error in its place, in the form of OpenAI's interface."""
-        return self.instead(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
+def json_response(status: int, content: Any, headers: Iterable[tuple[bytes, bytes]] = JSON) -> Response:
+    """Return JSON, with the headers of the response in whose place it stands: browsers of other origins go by those."""
+    body = json.dumps(content).encode()
+    return Response(status, of_length(headers, len(body)), body)
 
 
-NOTHING = Answer(200, [(b"content-type", b"application/json")], b"")
-"""An answer to put others in the place of."""
+def error_response(
+    status: int, message: str, kind: str = "BadRequestError", headers: Iterable[tuple[bytes, bytes]] = JSON
+) -> Response:
+    """Return an error in the form of OpenAI's interface."""
+    content = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return json_response(status, content, headers)
 
 
 async def read_body(receive: Receive, most: int | None = None) -> bytes | None:
@@ -84,15 +88,15 @@ def header(scope: Scope, name: bytes) -> bytes:
     return next((bytes(value) for found, value in scope["headers"] if found == name), b"")
 
 
-async def ask(application: Application, scope: Scope, method: str, path: str, body: bytes = b"") -> Answer:
-    """Return what an application answers to another request by the client of `scope`."""
-    answer = Answer(500, [], b"")
+async def ask(application: Application, scope: Scope, method: str, path: str, body: bytes = b"") -> Response:
+    """Return what an application responds to another request by the client of `scope`."""
+    response = Response(500, [], b"")
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
-            answer.status, answer.headers = message["status"], list(message["headers"])
+            response.status, response.headers = message["status"], list(message["headers"])
         elif message["type"] == "http.response.body":
-            answer.body += message.get("body", b"")
+            response.body += message.get("body", b"")
 
     async def nothing_more() -> Message:
         await asyncio.Event().wait()  # vLLM takes an end of the request for a client that went away
@@ -101,4 +105,10 @@ async def ask(application: Application, scope: Scope, method: str, path: str, bo
     root = scope.get("root_path", "")
     other = {**scope, "method": method, "path": root + path, "raw_path": (root + path).encode(), "query_string": b""}
     await application(with_body(other, body), replay(body, nothing_more), send)
-    return answer
+    return response
+
+
+def of_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
+    """Return headers with another length of the body."""
+    kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+    return [*kept, (b"content-length", str(length).encode())]

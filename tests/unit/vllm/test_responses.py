@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antefix.vllm.answering import Rewriting, in_terms_of, naming_how_many
+from antefix.vllm.responses import Rewriting, in_terms_of, naming_how_many
 
 
 def pass_through(
@@ -83,3 +83,8 @@ def test_an_unknown_name_is_told_how_many_there_are() -> None:
     assert json.loads(changed)["error"]["message"].startswith("The model `x` does not exist. This server has")
     assert "32 prefixes" in changed.decode()
     assert pass_through([body], b"application/json", change, status=400, of=404)[1] == body
+    other = {"error": {"message": "Response with id 'x' not found.", "param": "response_id"}}
+    assert (
+        json.loads(pass_through([json.dumps(other).encode()], b"application/json", change, status=404, of=404)[1])
+        == other
+    )

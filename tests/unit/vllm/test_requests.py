@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from antefix.vllm.asking import most_tokens, prompts_to_count, refusal, surely_fits, too_long, writes_a_ticket
+from antefix.vllm.requests import most_tokens, prompts_to_count, refusal, surely_fits, too_long, writes_a_ticket
 
 
 @pytest.mark.parametrize(
