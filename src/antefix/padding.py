@@ -22,7 +22,7 @@ class OuterMask:
     """Keeps the 2-D mask that the model around a stack is given without `position_ids`, until the stack takes it."""
 
     def __init__(self, outer: PreTrainedModel) -> None:
-        self._outer = outer
+        self.model = outer
         self._parameters = list(inspect.signature(outer.forward).parameters)
         self._given = threading.local()
         self._hooks = [
@@ -32,7 +32,7 @@ class OuterMask:
 
     def __reduce__(self) -> str:
         """Refuse to be copied or pickled."""
-        raise no_copies_of(self._outer)
+        raise no_copies_of(self.model)
 
     def close(self) -> None:
         """Take the hooks away."""

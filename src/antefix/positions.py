@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel
 from antefix.attention.state import RelativePositions
 from antefix.errors import ContextLengthError, UnsupportedModelError
 from antefix.padding import OuterMask, counted, without_padding
-from antefix.sites import reads_tokens
+from antefix.sites import SEEN_OR_HEARD, reads_tokens
 
 _TABLE_NAMES = ("wpe", "position_embeddings", "embed_positions", "position_embedding")
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
@@ -38,18 +38,21 @@ class StackPositions:
         parameters = inspect.signature(stack.forward).parameters
         self.takes_ids = "position_ids" in parameters
         self.reads_tokens = reads_tokens(stack)
-        tables = [m for name, m in stack.named_modules() if name.rpartition(".")[2] in _TABLE_NAMES]
+        own = list(_own_modules(stack))
+        modules = [module for _, module in own]
+        tables = [module for name, module in own if name in _TABLE_NAMES]
         self.table = next((m for m in tables if hasattr(m, "weight") or _grows(m)), None)
-        has_places = bool(tables) or any(hasattr(m, "inv_freq") for m in stack.modules())
-        self._is_understood = (self.takes_ids or self.table is not None or not has_places) and not any(
-            _compares_positions(type(m).forward) for m in stack.modules()
+        has_places = bool(tables) or any(hasattr(m, "inv_freq") for m in modules)
+        self._is_understood = (self.takes_ids or self.table is not None or not has_places) and not (
+            _biases_by_more_than_places(stack) or any(_compares_positions(type(m).forward) for m in modules)
         )
-        biases = [m for m in stack.modules() if getattr(m, "has_relative_attention_bias", False)]
+        self._counts_within_images = outer is not None and _counts_within_images(outer.model)
+        biases = [m for m in modules if getattr(m, "has_relative_attention_bias", False)]
         self.bias = biases[0] if biases else None
         self._bucket = None if self.bias is None else _bucket_of(self.bias)
         # RoBERTa counts from after its padding index.
         padding = next((m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None), None)
-        counts_from_ids = any(map(_counts_from_ids, stack.modules()))
+        counts_from_ids = any(map(_counts_from_ids, modules))
         self._first_position = cast(int, padding) + 1 if counts_from_ids and padding is not None else 0
         self._counts_from_mask = _adds_up_mask(stack)
         self._pending = threading.local()
@@ -106,7 +109,7 @@ class StackPositions:
         elif outer is not None and positions.ndim == 2:
             closed = without_padding(positions, outer, _past(inputs))
             positions = torch.where(offsets > 0, closed, positions) if isinstance(offsets, Tensor) else closed
-        shifted = positions + offsets
+        shifted = self._moved(positions, offsets)
         self._make_room(shifted, first)
         if self.takes_ids:
             inputs["position_ids"] = shifted
@@ -161,6 +164,24 @@ class StackPositions:
             return standing
         return torch.where(has_prefix, standing, bare)
 
+    def _moved(self, positions: Tensor, offsets: int | Tensor) -> Tensor:
+        """Return positions moved back, `(batch, token)` or by axis.
+
+        Where a model counts within images, their tokens keep the last three axes, which are column, row and image. A
+        token of text stands at the same place on every axis; raises `UnsupportedModelError` where no axis before those
+        three tells of each token whether it is one.
+        """
+        if not self._counts_within_images or positions.ndim < 3:
+            return positions + offsets
+        of_images = (positions != positions[:1]).any(0)
+        if len(positions) == 3 and bool(of_images.any()):
+            raise UnsupportedModelError(
+                f"{type(self.stack).__name__} tells the tokens of an image by their places within it alone, so a "
+                "prefix cannot stand before them; leave its kind out of PrefixConfig.sites."
+            )
+        axes = torch.arange(len(positions), device=positions.device)[:, None, None]
+        return torch.where(of_images & (axes >= len(positions) - 3), positions, positions + offsets)
+
     def _make_room(self, positions: Tensor, first: int) -> None:
         """Let a table that grows do so; raises `ContextLengthError` where any other is too short."""
         if self.table is None or positions.is_meta or torch.compiler.is_compiling():
@@ -186,12 +207,37 @@ class StackPositions:
         return nn.functional.embedding(positions + self._first_row, self._rows).to(output.dtype)
 
 
+def _own_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Go through the modules of a stack, each with its own name, but not into models and towers inside of it.
+
+    Those have places of their own, such as patches of an image.
+    """
+    yield name, module
+    for child_name, child in module.named_children():
+        parameters = inspect.signature(child.forward).parameters
+        is_tower = not SEEN_OR_HEARD.isdisjoint(parameters) and not reads_tokens(child)
+        if not is_tower and not isinstance(child, PreTrainedModel):
+            yield from _own_modules(child, child_name)
+
+
 def _compares_positions(forward: Callable[..., Any]) -> bool:
     """Return whether a module's code divides or compares positions, which moving them would change the meaning of.
 
     Blocks of compressed keys find by that what lies in the past, and recurrent states where a text begins.
     """
     return re.search(r"position_ids(\[[^\]\n]*\])?( \+ 1\))? (//|==) ", _source_of(forward)) is not None
+
+
+def _biases_by_more_than_places(stack: nn.Module) -> bool:
+    """Return whether a stack makes the bias that its layers add itself, as one that looks at boxes on a page does."""
+    makes = re.search(r"position_bias = self\.\w+\(", _source_of(type(stack).forward))
+    return makes is not None and not getattr(stack, "is_decoder", False)
+
+
+def _counts_within_images(model: nn.Module) -> bool:
+    """Return whether a model counts the rows and columns of an image from 0, wherever in the text it stands."""
+    places = getattr(model, "get_vision_position_ids", None)
+    return places is not None and "start_position" not in inspect.signature(places).parameters
 
 
 @functools.cache

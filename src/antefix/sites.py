@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -21,6 +21,8 @@ from antefix.observation import AttentionCall, device_of, observe_attention, obs
 
 Kind: TypeAlias = Literal["encoder", "decoder", "cross"]
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
+SEEN_OR_HEARD = frozenset({"pixel_values", "input_features", "input_values"})
+"""What towers read: images and sounds."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def sites_and_cut_off(
         )
     for call in calls:
         _refuse_own_branches(model.get_submodule(call.path))
+    _refuse_values_apart(model, calls)
     if model.config.is_encoder_decoder and all(call.query.shape[2] == call.key.shape[2] for call in calls):
         advice = "attach to the whole model" if example_inputs is None else "give sequences of two lengths"
         raise UnsupportedModelError(
@@ -109,22 +112,43 @@ def _refuse_own_branches(module: nn.Module) -> None:
         )
 
 
+def _refuse_values_apart(model: PreTrainedModel, calls: Iterable[AttentionCall]) -> None:
+    """Refuse attention that reads parts of its values one after another by the same keys, as DiffLlama's does."""
+    before: dict[str, AttentionCall] = {}
+    for call in calls:
+        last = before.setdefault(call.path, call)
+        if last.key is call.key and last.value is not call.value:
+            raise UnsupportedModelError(
+                f"{type(model.get_submodule(call.path)).__name__} reads several values by the same keys, one after "
+                "another, and a prefix has one for each of its keys."
+            )
+
+
 def _places(model: PreTrainedModel) -> dict[nn.Module, Kind]:
     """Return what lies in the encoder of an encoder-decoder, and what in its decoder, whatever it says of itself.
 
-    So does what writes text about images: its decoder may look ahead among the tokens of an image and of a question.
+    So does what writes text about images or sounds: its decoder may look ahead among the tokens of an image and of a
+    question, and its tower hide what comes later in a sound.
     """
     decoder = _innermost_decoder(model)
-    parts: dict[Kind, nn.Module] = {}
+    parts: list[tuple[Kind, nn.Module]] = []
     if model.config.is_encoder_decoder:
-        parts = {"encoder": model.get_encoder(), "decoder": decoder}
-    elif model.can_generate() and decoder is not model.base_model:
-        parts = {"decoder": decoder}
+        parts = [("encoder", model.get_encoder()), ("decoder", decoder)]
+    elif model.can_generate() and decoder not in (model, model.base_model):
+        parts = [*(("encoder", tower) for tower in _towers(model, decoder)), ("decoder", decoder)]
     places: dict[nn.Module, Kind] = {}
-    for kind, part in parts.items():
+    for kind, part in parts:
         if part is not model:  # which has none by a name that Transformers knows
             places |= dict.fromkeys(part.modules(), kind)
     return places
+
+
+def _towers(model: PreTrainedModel, decoder: nn.Module) -> Iterator[nn.Module]:
+    """Go through the models inside of one that read images or sounds, and not its decoder, too."""
+    for module in model.modules():
+        reads = module.main_input_name if isinstance(module, PreTrainedModel) else None
+        if reads in SEEN_OR_HEARD and decoder not in module.modules():
+            yield module
 
 
 def _innermost_decoder(model: PreTrainedModel) -> nn.Module:
@@ -173,7 +197,7 @@ def _tiny_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     config = model.config.get_text_config()
     marks = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     special = {token for mark in marks for token in (mark if isinstance(mark, list) else [mark])}
-    ordinary = [token for token in range(min(8, config.vocab_size)) if token not in special][:3]
+    ordinary = [token for token in range(min(8, getattr(config, "vocab_size", 8))) if token not in special][:3]
     ids = torch.tensor([ordinary], device=device_of(model))
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:

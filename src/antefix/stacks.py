@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from antefix.attention.carrier import Carrier
 from antefix.attention.state import ForwardPrefixes, KeysAndValues
 from antefix.errors import ContextLengthError, UnsupportedModelError
 from antefix.padding import outer_mask
-from antefix.selection import Selection
+from antefix.selection import Selection, names_of
 from antefix.sites import KINDS, Kind, Site, stack_path
 from antefix.stack import Stack
 
@@ -32,6 +33,8 @@ class Stacks:
         materialize: Callable[[str, Sequence[Site], Any], KeysAndValues],
     ) -> None:
         self.model = model
+        self._selection = selection
+        self._materialize = materialize
         self._stacks: dict[str, Stack] = {}
         self._undo: list[Callable[[], None]] = []
         sites_of: dict[str, list[Site]] = {}
@@ -43,7 +46,9 @@ class Stacks:
             assert isinstance(module, PreTrainedModel)
             is_cut_off = any(site.path in cut_off for site in own)
             carrier: Carrier[ForwardPrefixes | None] | None = Carrier(lambda: None) if is_cut_off else None
-            self._undo += [open_site(model.get_submodule(site.path), site, carrier) for site in own]
+            for site in own:
+                is_wanted = functools.partial(self._is_wanted, site)
+                self._undo.append(open_site(model.get_submodule(site.path), site, carrier, is_wanted))
             outer = outer_mask(model, module)
             self._stacks[path] = Stack(module, own, selection, materialize, carrier, outer, module is encoder)
 
@@ -74,6 +79,11 @@ class Stacks:
                     f"a prefix of {num_virtual_tokens} virtual tokens leaves no room for a sequence: "
                     f"{type(self.model).__name__} has {limit} positions."
                 )
+
+    def _is_wanted(self, site: Site) -> bool:
+        """Tell whether a prefix in use now has something for a site."""
+        names = [name for name in names_of(self._selection()) if name is not None]
+        return any(site.path in self._materialize(name, [site], None).pairs for name in names)
 
     def _check_places(self, sites: Sequence[Site]) -> None:
         of_self_attention = [site for site in sites if site.kind != "cross"]

@@ -181,6 +181,21 @@ def test_positions_that_a_prefix_cannot_move_are_refused_before_training() -> No
     assert_far(logits(model, **inputs), bare)
 
 
+def test_a_bias_by_places_on_a_page_is_no_distance_to_a_prefix() -> None:
+    """The encoder adds a bias by boxes, which no prefix has, to that by distance; its decoder has the latter alone."""
+    family = Family("UDOP", "encoder-decoder", "UdopConfig", {
+        "vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "pad_token_id": 0, "decoder_start_token_id": 0}, "UdopForConditionalGeneration")  # fmt: skip
+    model, corners = family.build(), torch.rand(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ROWS, "bbox": corners.sort(-1).values, "decoder_input_ids": ROWS[:, :3]}
+    bare = logits(model, **inputs)
+    bank = antefix.attach(model, inputs)
+    with pytest.raises(antefix.UnsupportedModelError, match=r"of its encoder .* sites=\('decoder', 'cross'\)"):
+        bank.add("p", antefix.PrefixConfig(4, init="random"))
+    bank.add("p", antefix.PrefixConfig(4, init="random", sites=("decoder", "cross")))
+    assert_far(logits(model, **inputs), bare)
+
+
 def recurrent_gemma() -> PreTrainedModel:
     """Build one whose recurrent state begins anew at the first position, where no token stands behind a prefix."""
     return transformers.RecurrentGemmaForCausalLM(

@@ -16,10 +16,14 @@ from transformers import (
     Blip2ForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
+    CanineConfig,
+    CanineModel,
     ClapAudioConfig,
     ClapAudioModel,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     DogeConfig,
     DogeForCausalLM,
     GPTNeoConfig,
@@ -31,6 +35,8 @@ from transformers import (
     StableLmForCausalLM,
     ViTConfig,
     ViTModel,
+    VoxtralRealtimeConfig,
+    VoxtralRealtimeForConditionalGeneration,
 )
 
 import antefix
@@ -109,6 +115,19 @@ def test_the_encoder_of_a_decoder_that_is_both() -> None:
     kinds = {site.path.split(".layer")[0].split(".block")[0]: site.kind for site in sites if site.kind != "cross"}
     assert kinds["vision_model.encoder"] == kinds["language_model.encoder"] == "encoder"
     assert kinds["language_model.decoder"] == "decoder"
+
+
+def test_a_tower_that_hides_what_comes_later_is_no_decoder() -> None:
+    """It reads a sound as it comes; a prefix stands there only where it is asked to."""
+    trunk = {**TINY, "intermediate_size": 48, "num_key_value_heads": 4, "head_dim": 8, "pad_token_id": 0}
+    config = VoxtralRealtimeConfig(
+        audio_config={**trunk, "num_mel_bins": 8}, text_config=trunk, audio_length_per_tok=8, default_num_delay_tokens=2
+    )
+    model = VoxtralRealtimeForConditionalGeneration(config).eval()
+    inputs = {"input_ids": draw_ids(1, 4), "input_features": torch.zeros(1, 8, 32), "num_delay_tokens": 2}
+    sites = antefix.discover_sites(model, inputs)
+    assert [site.kind for site in sites] == ["encoder", "encoder", "decoder", "decoder"]
+    assert {site.kind for site in antefix.PrefixConfig(3, init="random").select(sites)} == {"decoder"}
 
 
 def test_attention_that_says_nothing_of_later_keys_is_a_decoders_if_it_takes_a_cache() -> None:
@@ -220,6 +239,21 @@ def test_attention_that_asks_for_its_name_is_refused() -> None:
     model.model.layers[1].self_attn.__class__ = Asking
     with pytest.raises(antefix.UnsupportedModelError, match="Asking behaves differently by the name"):
         antefix.attach(model)
+
+
+def test_attention_that_reads_several_values_by_the_same_keys_is_refused() -> None:
+    """It reads the halves of its values apart, and what PEFT trained for it has both of them, side by side."""
+    config = DiffLlamaConfig(**TINY, intermediate_size=48, num_key_value_heads=2)
+    with pytest.raises(antefix.UnsupportedModelError, match="DiffLlamaAttention reads several values by the same keys"):
+        antefix.attach(DiffLlamaForCausalLM(config).eval())
+
+
+def test_a_model_of_characters_has_no_vocabulary() -> None:
+    model = CanineModel(CanineConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48))
+    with pytest.raises(antefix.UnsupportedModelError, match=r"a few token ids alone .* example_inputs"):
+        antefix.attach(model.eval())
+    with pytest.raises(antefix.UnsupportedModelError, match=r"^CanineModel computes its attention itself"):
+        antefix.attach(model, {"input_ids": draw_ids(1, 16)})
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])

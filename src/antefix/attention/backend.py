@@ -14,7 +14,7 @@ from antefix.attention.carrier import Carrier
 from antefix.attention.choice import obstacle_to_sharing, share
 from antefix.attention.concat import attended
 from antefix.attention.flex import attended_blocks
-from antefix.attention.state import ForwardPrefixes, for_each_row
+from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, for_each_row
 from antefix.continuous import refusal
 from antefix.dispatch import AttentionFunction, base_attention, implementation_of, is_causal, settings_of, switch
 from antefix.errors import UnsupportedModelError
@@ -26,13 +26,14 @@ SUPPORTED = ("eager", "sdpa", "flex_attention")
 
 
 def open_site(
-    module: nn.Module, site: Site, carrier: Carrier[ForwardPrefixes | None] | None = None
+    module: nn.Module, site: Site, carrier: Carrier[ForwardPrefixes | None] | None, is_wanted: Callable[[], bool]
 ) -> Callable[[], None]:
     """Let prefixes into the attention of one module; the returned function closes it again, bit for bit.
 
-    A module that no keyword reaches gets its prefixes from a carrier.
+    A module that no keyword reaches gets its prefixes from a carrier; `is_wanted` tells whether what is in use has
+    some for it.
     """
-    return switch(module, "antefix", attend, antefix_site=site, antefix_carrier=carrier)
+    return switch(module, "antefix", attend, antefix_site=site, antefix_carrier=carrier, antefix_is_wanted=is_wanted)
 
 
 def attend(
@@ -44,6 +45,8 @@ def attend(
     site: Site = own["antefix_site"]
     if forward is None and own["antefix_carrier"] is not None:
         forward = own["antefix_carrier"].held
+    if forward is None and not torch.is_grad_enabled() and not own["antefix_is_wanted"]():
+        forward = NO_PREFIXES  # some generate() calls it so; with gradients, it may be a layer that runs again
     if forward is None:
         raise UnsupportedModelError(
             f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "
