@@ -48,6 +48,7 @@ _FLEX_NEEDS_GPU = {"flex_attention": "the base's attention sinks need a GPU ther
 _FLEX_BIAS = {"flex_attention": "the base reads its bias by distance as if it had a row for each of the batch"}
 _UNPACKED = {"packed": "the base itself does not keep packed documents apart"}
 _LATENT_CACHE = {"cache_route": "its cache holds latents, which no key or value can be turned back into"}
+_SHARED_CACHE = {"cache_route": "its last layers take the keys of others, and its cache holds none for them"}
 _LINEAR = {
     "text_in_context": "its linear layers carry text in a state, which is no key or value",
     "packed": _UNPACKED["packed"],
@@ -151,18 +152,32 @@ _DECODERS = (
              num_experts=4, num_experts_per_tok=2, layer_types=["linear_attention", "full_attention"],
              linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
              moe_intermediate_size=16, shared_expert_intermediate_size=16),
+    _decoder("Qwen3.5", "Qwen3_5TextConfig", _NO_FLEX | _LINEAR | _STATEFUL, **_GROUPED, head_dim=12,
+             layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4, linear_num_key_heads=2,
+             linear_key_head_dim=8, linear_value_head_dim=8),
     _decoder("LFM2", "Lfm2Config", _LINEAR, **_GROUPED, layer_types=["conv", "full_attention"]),
     _decoder("Gemma", "GemmaConfig", num_key_value_heads=1, head_dim=12),
     _decoder("Gemma 2", "Gemma2Config", _NO_SDPA, **_GROUPED, **_WINDOW, head_dim=12),
     _decoder("Gemma 3", "Gemma3TextConfig", **_GROUPED, **_MIXED_WINDOWS, head_dim=12),
+    _decoder("Gemma 3n", "Gemma3nTextConfig", _SHARED_CACHE, **_GROUPED, head_dim=8, num_hidden_layers=4,
+             num_kv_shared_layers=2, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2,
+             hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB_SIZE, laurel_rank=4, altup_num_inputs=2,
+             activation_sparsity_pattern=[0.0] * 4, intermediate_size=[48] * 4),
+    _decoder("Gemma 4", "Gemma4TextConfig", **_GROUPED, **_MIXED_WINDOWS, head_dim=12, global_head_dim=8,
+             hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB_SIZE),
     _decoder("gpt-oss", "GptOssConfig", _NO_SDPA | _FLEX_NEEDS_GPU | _UNPACKED, **_GROUPED, **_MIXED_WINDOWS,
              head_dim=12, num_local_experts=4, num_experts_per_tok=2),
     _decoder("DeepSeek-V2", "DeepseekV2Config", _LATENT_CACHE, **_LATENT, num_key_value_heads=4),
     _decoder("DeepSeek-V3", "DeepseekV3Config", _LATENT_CACHE, **_LATENT, num_key_value_heads=4),
     _decoder("Cohere2", "Cohere2Config", **_GROUPED, **_MIXED_WINDOWS, logit_scale=1.0),
     _decoder("OLMo2", "Olmo2Config", **_GROUPED),
+    _decoder("OLMoE", "OlmoeConfig", **_GROUPED, num_experts=4, num_experts_per_tok=2),
+    _decoder("GLM-4", "Glm4Config", **_GROUPED, head_dim=8),
     _decoder("SmolLM3", "SmolLM3Config", **_GROUPED, no_rope_layers=[1, 0]),
     _decoder("Granite", "GraniteConfig", **_GROUPED),
+    _decoder("Granite 4", "GraniteMoeHybridConfig", _LINEAR | _STATEFUL, **_GROUPED, layer_types=["mamba", "attention"],
+             mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8,
+             num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48),
 )  # fmt: skip
 _ENCODERS = (
     _encoder("BERT", "BertConfig"),
@@ -222,11 +237,30 @@ _VISION = (
     _vision("ViT", "ViTConfig", "ViTForImageClassification"),
     _vision("CLIP vision", "CLIPVisionConfig", "CLIPVisionModel"),
     _vision("SigLIP", "SiglipVisionConfig", "SiglipVisionModel"),
+    Family("DINOv3", "vision", "DINOv3ViTConfig", _IMAGE_TOWER | {"pos_embed_rescale": None}, "DINOv3ViTModel",
+           inputs=_images),
     Family("Whisper", "speech", "WhisperConfig", _BART | {
         "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64, "suppress_tokens": None,
         "begin_suppress_tokens": None}, "WhisperForConditionalGeneration", _OWN_GENERATE,
         inputs=lambda: {"input_features": draw_numbers(2, 8, 20), "decoder_input_ids": draw_ids(2, 4)}),
 )  # fmt: skip
+
+
+def _qwen_vl(name: str, prefix: str, tower: Mapping[str, Any], **text: Any) -> Family:
+    rotation = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    grid = {"depth": 2, "hidden_size": 32, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+    settings = {
+        "text_config": _TEXT | _GROUPED | {"rope_parameters": rotation} | text,
+        "vision_config": grid | {"temporal_patch_size": 2} | tower,
+        "image_token_id": IMAGE,
+        "vision_start_token_id": IMAGE_START,
+        "vision_end_token_id": IMAGE_END,
+        "video_token_id": 63,
+    }
+    model_class = f"{prefix}ForConditionalGeneration"
+    return Family(name, "vision-language", f"{prefix}Config", settings, model_class, inputs=_qwen_image)
+
+
 _VISION_LANGUAGE = (
     Family("LLaVA", "vision-language", "LlavaConfig", {
         "text_config": {"model_type": "llama"} | _TEXT | _GROUPED,
@@ -236,14 +270,17 @@ _VISION_LANGUAGE = (
     Family("Gemma 3 multimodal", "vision-language", "Gemma3Config", {
         "text_config": _GEMMA_STACK, "vision_config": _IMAGE_TOWER,
         "mm_tokens_per_image": 4, "image_token_index": IMAGE}, "Gemma3ForConditionalGeneration", inputs=_gemma_image),
-    Family("Qwen2-VL", "vision-language", "Qwen2VLConfig", {
-        "text_config": _TEXT | _GROUPED | {
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}},
-        "vision_config": {
-            "depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3},
-        "image_token_id": IMAGE, "vision_start_token_id": IMAGE_START, "vision_end_token_id": IMAGE_END,
-        "video_token_id": 63}, "Qwen2VLForConditionalGeneration", inputs=_qwen_image),
+    Family("InternVL", "vision-language", "InternVLConfig", {
+        "text_config": {"model_type": "qwen2"} | _TEXT | _GROUPED,
+        "vision_config": _TRUNK | {"image_size": [8, 8], "patch_size": [4, 4]},
+        "image_token_id": IMAGE, "image_seq_length": 1}, "InternVLForConditionalGeneration",
+        inputs=lambda: {"input_ids": _beside_image(1), **_images()}),
+    _qwen_vl("Qwen2-VL", "Qwen2VL", {"embed_dim": 32, "mlp_ratio": 2, "in_channels": 3}),
+    _qwen_vl("Qwen2.5-VL", "Qwen2_5_VL", {
+        "out_hidden_size": 32, "intermediate_size": 48, "window_size": 8, "fullatt_block_indexes": [1]}),
+    _qwen_vl("Qwen3-VL", "Qwen3VL", {
+        "out_hidden_size": 32, "intermediate_size": 48, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        head_dim=8),
 )  # fmt: skip
 
 FAMILIES = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_SEQ2SEQ, *_VISION, *_VISION_LANGUAGE)}

@@ -126,3 +126,19 @@ def test_chats_say_how_texts_are_read() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path(), chat_template=CLOSED)
     encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
     assert in_chats(encoder) == replace(encoder, adds_special_tokens=False, closing="</s>\n")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CLOSED.replace("</s>", "\n\n<end of answer>"),
+        "{% if messages[0].role != 'system' %}{{ raise_exception('who am I?') }}{% endif %}"
+        + CLOSED.replace("</s>", "\n\n<end of answer>"),
+    ],
+    ids=["blank line first", "system first"],
+)
+def test_what_closes_an_answer_is_no_blank_line(template: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path(), chat_template=template)
+    tokenizer.add_tokens(["\n\n", "<end of answer>"])
+    encoder = in_chats(ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False))
+    assert encoder.ends == set(tokenizer.convert_tokens_to_ids(["</s>", "<end of answer>"]))

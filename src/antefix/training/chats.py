@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,9 @@ from antefix.errors import ConfigError, DataError
 from antefix.training.examples import Example, checked_text
 from antefix.training.rows import Row
 from antefix.training.tokens import ExampleTokenizer
+
+_ANSWER = "antefixum"
+"""A word that no template writes by itself."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,11 @@ class Chats:
     @property
     def closing(self) -> str:
         """What the template writes after an answer; nothing where it refuses a question with an answer."""
-        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        try:
-            return self._render(messages, "", add_generation_prompt=False).rpartition("answer")[2]
-        except DataError:
-            return ""
+        turn = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _ANSWER}]
+        for messages in (turn, [{"role": "system", "content": "Say it."}, *turn]):  # which some templates demand
+            with suppress(DataError):
+                return self._render(messages, "", add_generation_prompt=False).partition(_ANSWER)[2]
+        return ""
 
     def _messages(self, row: Row, context: str) -> list[dict[str, str]]:
         where, fields = row

@@ -86,7 +86,9 @@ class ExampleTokenizer:
     @property
     def ends(self) -> set[int]:
         """The ids that end an answer as examples teach it: the end-of-text token, in a chat the one that closes it."""
-        special = set(self.answer_tokenizer.added_tokens_decoder) | set(self.answer_tokenizer.all_special_ids)
+        added = self.answer_tokenizer.added_tokens_decoder
+        special = {token for token, text in added.items() if not str(text).isspace()}  # answers have blank lines, too
+        special.update(self.answer_tokenizer.all_special_ids)
         closing = self.answer_tokenizer(self.closing, add_special_tokens=False)["input_ids"]
         ends = [_end_of_text(self.answer_tokenizer), next((token for token in closing if token in special), None)]
         return {int(token) for token in ends if token is not None}
