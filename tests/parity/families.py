@@ -171,7 +171,7 @@ _DECODERS = (
     _decoder("DeepSeek-V3", "DeepseekV3Config", _LATENT_CACHE, **_LATENT, num_key_value_heads=4),
     _decoder("Cohere2", "Cohere2Config", **_GROUPED, **_MIXED_WINDOWS, logit_scale=1.0),
     _decoder("OLMo2", "Olmo2Config", **_GROUPED),
-    _decoder("OLMoE", "OlmoeConfig", **_GROUPED, num_experts=4, num_experts_per_tok=2),
+    _decoder("OLMoE", "OlmoeConfig", _NO_FLEX, **_GROUPED, num_experts=4, num_experts_per_tok=2),
     _decoder("GLM-4", "Glm4Config", **_GROUPED, head_dim=8),
     _decoder("SmolLM3", "SmolLM3Config", **_GROUPED, no_rope_layers=[1, 0]),
     _decoder("Granite", "GraniteConfig", **_GROUPED),
