@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,8 +14,6 @@ from torch import Tensor
 from antefix.errors import DataError
 from antefix.storage import write_atomically
 from antefix.training.distillation.targets import Targets
-
-_TARGETS = ("ids", "log_probs", "rest", "own")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Round:
         if self.lessons:
             targets = Targets.joined([lesson.targets for lesson in self.lessons])
             tensors |= {"tokens": torch.cat(ids), "is_written": torch.cat(written)}
-            tensors |= {f"targets.{name}": getattr(targets, name).contiguous() for name in _TARGETS}
+            tensors |= {f"targets.{name}": part.contiguous() for name, part in vars(targets).items()}
         write_atomically(path, save(tensors))
 
     @classmethod
@@ -78,7 +76,7 @@ class Round:
             if not lengths:
                 return cls(start, end, (), num_discarded)
             written = tensors["is_written"].split(lengths)
-            targets = Targets(*(tensors[f"targets.{name}"] for name in _TARGETS))
+            targets = Targets(**{part.name: tensors[f"targets.{part.name}"] for part in fields(Targets)})
             parts = zip(
                 tensors["tokens"].split(lengths),
                 written,

@@ -23,7 +23,6 @@ from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import ChunkStudy, QuestionStudy, Study
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.distillation.trainer import Collator, measure
-from antefix.training.examples import Wording
 from antefix.training.launch import num_processes
 from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
@@ -112,14 +111,11 @@ def prepare(settings: Distillation) -> Classroom:
 def _given(
     settings: Distillation, teacher: Teacher, encoder: ExampleTokenizer, document: str, has_answers: bool
 ) -> GivenQuestions:
-    wording: Wording
     if settings.messages is not None:
-        wording = Chats(settings.messages, encoder.tokenizer)
-    else:
-        wording = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
-    chats = settings.messages is not None
-    encoder = in_chats(encoder) if chats else encoder
-    return GivenQuestions(teacher, encoder, wording, document, has_answers, end_with_line=not chats)
+        chats = Chats(settings.messages, encoder.tokenizer)
+        return GivenQuestions(teacher, in_chats(encoder), chats, document, has_answers, end_with_line=False)
+    templates = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
+    return GivenQuestions(teacher, encoder, templates, document, has_answers, end_with_line=True)
 
 
 def _in_batches(given: GivenQuestions, rows: Sequence[Row], batch_size: int) -> list[Lesson]:

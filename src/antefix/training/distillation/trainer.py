@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Collator:
         return {
             **inputs,
             "labels": inputs["input_ids"].where(is_written, IGNORED_LABEL),
-            **{name: getattr(targets, name) for name in ("ids", "log_probs", "rest", "own")},
+            **vars(targets),
         }
 
 
@@ -45,7 +45,7 @@ def token_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[Ob
     written = labels != IGNORED_LABEL
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits = model(**inputs, use_cache=False).logits[:, :-1][written]
-    targets = Targets(batch["ids"], batch["log_probs"], batch["rest"], batch["own"])
+    targets = Targets(**{part.name: batch[part.name] for part in fields(Targets)})
     tokens = cross_entropy(logits.float(), labels[written], reduction="none")
     return {"kl": targets.divergence(logits), "next-token": tokens}
 
