@@ -95,4 +95,5 @@ answers better than the base with the register before it. With one token for twe
 for forty about as well as the base. A teacher that reads half as much finds a person more surely, and halves that begin
 elsewhere each time have it ask about more. Where the teacher had the whole register "at once", the prefix comes near
 it, and not past it. "By default" are the defaults of the command, but for lessons as short: 1,024 of three kinds, seen
-20 times."""
+20 times. The unseen ones were run once more since a question that the base asks itself is held out with all its
+answers; the others were run before."""
