@@ -1,7 +1,7 @@
 # Everything runs in .venv, made here; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
 # Small models keep one thread busy, so two processes share the files of tests between them, in the order of their
@@ -17,7 +17,7 @@ SLOW := $(PARITY) -m slow --dist load
 # vLLM has an environment of its own: it asks for versions of its own.
 VLLM_BIN := .venv-vllm/bin
 VLLM_RESULTS := .vllm.xml
-INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints-vllm.txt
+INSTALL_VLLM := $(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt
 # The warnings of vLLM's imports are its own. One thread, as a server or an engine has the other core.
 TEST_VLLM := OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -W default --disable-warnings
 SERVER_TESTS := tests/vllm/server tests/vllm/test_crash.py tests/vllm/test_quickstart.py

@@ -167,8 +167,8 @@ def server(folder: Path, command: list[str], port: int, **settings: str) -> Iter
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     options = ["--served-model-name", "base", "--dtype", dtype, "--max-model-len", "2048", "--host", "127.0.0.1"]
     usual = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1"}
-    # Otherwise vLLM has two threads compute where its workers are processes of their own, and one where they are not.
-    usual["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    # vLLM would keep a core free for itself, and one more beside a connector: of two, that leaves it one, or both.
+    usual |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     path = folder / f"{port}.log"
     with path.open("w") as log:
         process = subprocess.Popen(
