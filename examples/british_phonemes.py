@@ -58,13 +58,13 @@ def main(model: Path, data: Path) -> None:
     before, after = result.metrics["before"], result.metrics["after"]
     print(f"spelled right: base {before['exact_match']:.1%}, with prefix {after['exact_match']:.1%}")
 
-    base, encoder = load_base(str(model), str(model / "phonemes"))
+    base, preprocessor = load_base(str(model), str(model / "phonemes"))
     bank = antefix.attach(base)
     bank.add("british", prefix)
     words = [row["word"] for row in held_out]
-    american = answers(base, encoder, words, max_new_tokens=30)
+    american = answers(base, preprocessor, words, max_new_tokens=30)
     with bank.use("british"):
-        british = answers(base, encoder, words, max_new_tokens=30)
+        british = answers(base, preprocessor, words, max_new_tokens=30)
     different = [row for row in zip(held_out, american, british, strict=True) if row[1] != row[2]]
     print(f"\n{'word':<16}{'base':<18}{'with prefix':<18}a Briton")
     for row, us, gb in different[:8]:

@@ -25,10 +25,10 @@ from antefix.training import PrefixTrainer
 from antefix.training.examples import Example
 from antefix.training.generation import answers
 from antefix.training.metrics import exact_match
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 tokenizer = AutoTokenizer.from_pretrained(model_path())
-encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
 
 
 def load_base() -> PreTrainedModel:
@@ -56,8 +56,8 @@ def train(examples: list[Example], folder: Path) -> None:
             logging_steps=25,
             disable_tqdm=True,
         ),
-        train_dataset=[encoder.encode(example) for example in examples],
-        data_collator=encoder.collate,
+        train_dataset=[preprocessor(example) for example in examples],
+        data_collator=preprocessor.collate,
     )
     trainer.train()
     trainer.save_model()
@@ -77,18 +77,18 @@ def main() -> None:
         bank = antefix.attach(model)
         bank.load(folder / "prefix.safetensors", "headline")
 
-    most = max(len(encoder.tokenize(example).answer) for example in held_out)
+    most = max(len(preprocessor.tokenize(example).answer) for example in held_out)
     for label, prefix, adapter in (
         ("base", None, model.disable_adapter()),
         ("adapter", None, contextlib.nullcontext()),
         ("adapter and prefix", "headline", contextlib.nullcontext()),
     ):
         with bank.use(prefix), adapter:
-            given = answers(bank.model, encoder, [example.prompt for example in held_out], most)
+            given = answers(bank.model, preprocessor, [example.prompt for example in held_out], most)
         right = exact_match(given, [[example.answer] for example in held_out]).value
         print(f"right headlines, {label}: {right:.0%}")
     with bank.use([None, "headline"]):
-        for written in answers(bank.model, encoder, [held_out[0].prompt] * 2, most):
+        for written in answers(bank.model, preprocessor, [held_out[0].prompt] * 2, most):
             print(f"  {written}")
 
 

@@ -25,17 +25,17 @@ from antefix.training import PrefixTrainer
 from antefix.training.examples import Example
 from antefix.training.generation import answers
 from antefix.training.metrics import exact_match
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 
 class PrefixSFTTrainer(PrefixTrainer, SFTTrainer):
     """TRL's trainer, which trains and saves a prefix."""
 
 
-def share_right(model: PreTrainedModel, encoder: ExampleTokenizer, examples: list[Example]) -> float:
+def share_right(model: PreTrainedModel, preprocessor: TextPreprocessor, examples: list[Example]) -> float:
     """Return the share of examples whose greedy answer is the expected one."""
-    most = max(len(encoder.tokenize(example).answer) for example in examples)
-    given = answers(model, encoder, [example.prompt for example in examples], most)
+    most = max(len(preprocessor.tokenize(example).answer) for example in examples)
+    given = answers(model, preprocessor, [example.prompt for example in examples], most)
     return exact_match(given, [[example.answer] for example in examples]).value
 
 
@@ -47,10 +47,10 @@ def main() -> None:
         {"prompt": prompt(row["source"]), "completion": row["target"]} for row in draw_examples("headline", 250, seed=0)
     ]
     held_out = [Example(row["prompt"], row["completion"]) for row in rows[200:]]
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
 
     bank = antefix.attach(model)
-    before = share_right(model, encoder, held_out)
+    before = share_right(model, preprocessor, held_out)
     bank.add("headline", antefix.PrefixConfig(num_virtual_tokens=16), tokenizer=tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PrefixSFTTrainer(
@@ -67,7 +67,7 @@ def main() -> None:
         trainer.train()
         trainer.save_model()
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    print(f"right headlines: base {before:.0%}, with prefix {share_right(model, encoder, held_out):.0%}")
+    print(f"right headlines: base {before:.0%}, with prefix {share_right(model, preprocessor, held_out):.0%}")
     print(f"saved: {size / 1000:.0f} kB")
 
 

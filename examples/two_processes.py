@@ -23,7 +23,7 @@ from antefix.embedded.records import draw_examples, prompt
 from antefix.training import PrefixTrainer
 from antefix.training.examples import Example
 from antefix.training.launch import leave_group
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 BATCH_SIZE = 16
 
@@ -33,8 +33,8 @@ def main() -> None:
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
-    rows = [encoder.encode(Example(prompt(r["source"]), r["target"])) for r in draw_examples("headline", 160, seed=0)]
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
+    rows = [preprocessor(Example(prompt(r["source"]), r["target"])) for r in draw_examples("headline", 160, seed=0)]
     bank = antefix.attach(model)
     bank.add("headline", antefix.PrefixConfig(num_virtual_tokens=16), tokenizer=tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def main() -> None:
             use_cpu=not torch.accelerator.is_available(),
         )
         args.per_device_train_batch_size = BATCH_SIZE // args.world_size
-        trainer = PrefixTrainer(bank, "headline", args=args, train_dataset=rows, data_collator=encoder.collate)
+        trainer = PrefixTrainer(bank, "headline", args=args, train_dataset=rows, data_collator=preprocessor.collate)
         trainer.train()
         trainer.save_model()
         if trainer.is_world_process_zero():

@@ -57,7 +57,7 @@ class Run:
         """Train and measure; return scores, trained parameters, seconds and the training loss of each tenth."""
         torch.manual_seed(self.seed)
         task = load(self.task, self.num_examples, self.seed)
-        adapted = self.method.apply(task.model, task.encoder.tokenizer)
+        adapted = self.method.apply(task.model, task.preprocessor.tokenizer)
         started = time.monotonic()
         curve = learn(self, task, adapted) if adapted.parameters else []
         seconds = time.monotonic() - started
@@ -68,7 +68,7 @@ class Run:
             "curve": curve,
         }
         if self.task == "e2e":
-            found["general_loss"] = general_loss(adapted, task.encoder.tokenizer)
+            found["general_loss"] = general_loss(adapted, task.preprocessor.tokenizer)
         return found
 
 

@@ -21,7 +21,7 @@ from antefix.training.examples import Example
 from antefix.training.generation import write
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import answer_metric
-from antefix.training.tokens import Encoder, ExampleTokenizer, Part
+from antefix.training.tokens import Part, Preprocessor, TextPreprocessor
 from benchmarks.quality.corpus import SHARED
 from benchmarks.quality.pretraining import BASE
 
@@ -38,35 +38,37 @@ class Task:
     """A freshly loaded base, what encodes examples, and those to train on; `score` measures a model on `split`."""
 
     model: PreTrainedModel
-    encoder: Encoder
+    preprocessor: Preprocessor
     trained: Sequence[dict[str, Any]]
     score: Callable[[Any, str], Scores]
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return rows as one batch."""
-        return self.encoder.collate(rows)
+        return self.preprocessor.collate(rows)
 
 
 def load(name: str, num_examples: int | None = None, seed: int = 0) -> Task:
     """Load a task; `num_examples` of its examples, drawn by the seed, are there to train on, or all."""
     task, examples = {"e2e": _e2e, "phonemes": _phonemes, "family": _family}[name]()
     drawn = random.Random(seed).sample(examples, num_examples or len(examples))
-    return Task(task.model, task.encoder, Part.encoded(drawn, task.encoder).rows(task.encoder), task.score)
+    return Task(
+        task.model, task.preprocessor, Part.tokenized(drawn, task.preprocessor).rows(task.preprocessor), task.score
+    )
 
 
 def _e2e() -> tuple[Task, list[Example]]:
     """Say what a meaning representation says (Novikova et al. 2017)."""
-    model, encoder = load_base(str(BASE))
-    score = _Writing(encoder, _pairs, most=64, num_answers=200)
-    return Task(model, encoder, (), score), _pairs("train")
+    model, preprocessor = load_base(str(BASE))
+    score = _Writing(preprocessor, _pairs, most=64, num_answers=200)
+    return Task(model, preprocessor, (), score), _pairs("train")
 
 
 def _phonemes() -> tuple[Task, list[Example]]:
     """Spell a word in British phonemes, by a model that knows the American ones."""
     folder = SHARED / "models" / "bart-g2p-us"
-    model, encoder = load_base(str(folder), str(folder / "phonemes"))
-    score = _Writing(encoder, _words, most=32, num_answers=1000)
-    return Task(model, encoder, (), score), _words("train")
+    model, preprocessor = load_base(str(folder), str(folder / "phonemes"))
+    score = _Writing(preprocessor, _words, most=32, num_answers=1000)
+    return Task(model, preprocessor, (), score), _words("train")
 
 
 def _family() -> tuple[Task, list[Example]]:
@@ -74,13 +76,13 @@ def _family() -> tuple[Task, list[Example]]:
     task = Classification.load(str(BASE), ("no", "unsaid", "yes"))
 
     def score(model: Any, split: str) -> Scores:
-        part = Part.encoded(_texts(split)[:1000], task.encoder)
-        rows, right = part.rows(task.encoder), torch.tensor([tokens.answer[0] for tokens in part.tokens])
+        part = Part.tokenized(_texts(split)[:1000], task.preprocessor)
+        rows, right = part.rows(task.preprocessor), torch.tensor([tokens.answer[0] for tokens in part.tokens])
         logits = []
         model.eval()
         with torch.no_grad():
             for start in range(0, len(rows), 100):
-                batch = task.encoder.collate(rows[start : start + 100])
+                batch = task.preprocessor.collate(rows[start : start + 100])
                 logits.append(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
         scores = torch.cat(logits)
         return {
@@ -88,14 +90,14 @@ def _family() -> tuple[Task, list[Example]]:
             "accuracy": (scores.argmax(1) == right).float().mean().item(),
         }
 
-    return Task(task.model, task.encoder, (), score), _texts("train")
+    return Task(task.model, task.preprocessor, (), score), _texts("train")
 
 
 @dataclass(frozen=True)
 class _Writing:
     """Scores a model that writes: loss on at most 500 examples, and answers to distinct prompts."""
 
-    encoder: ExampleTokenizer
+    preprocessor: TextPreprocessor
     read: Callable[[str], list[Example]]
     most: int
     num_answers: int
@@ -104,9 +106,9 @@ class _Writing:
         """Return the loss, and of test data exact match, BLEU and chrF of what it writes."""
         known = self.read(split)
         examples = random.Random(0).sample(known, min(500, len(known)))
-        rows = Part.encoded(examples, self.encoder).rows(self.encoder)
+        rows = Part.tokenized(examples, self.preprocessor).rows(self.preprocessor)
         losses = torch.cat(
-            [answer_losses(model, self.encoder, rows[start : start + 50]) for start in range(0, len(rows), 50)]
+            [answer_losses(model, self.preprocessor, rows[start : start + 50]) for start in range(0, len(rows), 50)]
         )
         found = {"loss": (losses[:, 0].sum() / losses[:, 1].sum()).item()}
         if split == "validation":  # learning rates are chosen by the loss, and writing takes its time
@@ -118,8 +120,8 @@ class _Writing:
         prompts.sort(key=len)
         written: list[str] = []
         for start in range(0, len(prompts), 50):
-            ids = [self.encoder.prompt_ids(prompt) for prompt in prompts[start : start + 50]]
-            written += write(model, self.encoder, ids, self.most)
+            ids = [self.preprocessor.prompt_ids(prompt) for prompt in prompts[start : start + 50]]
+            written += write(model, self.preprocessor, ids, self.most)
         metrics = {
             name: answer_metric(name, written, [references[prompt] for prompt in prompts]).value
             for name in ("exact_match", "bleu", "chrf")

@@ -45,18 +45,18 @@ def test_a_demo_that_was_interrupted_begins_anew(
 def test_the_embedded_model_is_small_and_has_its_card() -> None:
     assert sum(file.stat().st_size for file in model_path().iterdir()) < 10_000_000
     assert "cannot do" in (model_path() / "README.md").read_text()
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     assert 2_000_000 <= model.num_parameters() <= 5_000_000
-    assert encoder.tokenizer.padding_side == "left"
+    assert preprocessor.tokenizer.padding_side == "left"
 
 
 def test_a_header_chooses_the_form() -> None:
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     rng = random.Random(5)
 
     def share_right(examples: list[Example]) -> float:
-        most = max(len(encoder.tokenize(e).answer) for e in examples)
-        given = answers(model, encoder, [e.prompt for e in examples], most)
+        most = max(len(preprocessor.tokenize(e).answer) for e in examples)
+        given = answers(model, preprocessor, [e.prompt for e in examples], most)
         return exact_match(given, [[e.answer] for e in examples]).value
 
     right = {}

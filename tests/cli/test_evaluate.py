@@ -25,13 +25,13 @@ TEMPLATES = {"model": "embedded", "prompt": prompt("{source}"), "answer": "{targ
 def prefixes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Save prefixes made of a header's keys and values, so that no training is needed to have some that matter."""
     folder = tmp_path_factory.mktemp("prefixes")
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank, paths = antefix.attach(model), {}
     for form in ("headline", "letter"):
         header = f"style: {form}\n"
-        length = len(encoder.prompt_ids(header))
+        length = len(preprocessor.prompt_ids(header))
         config = antefix.PrefixConfig(length, init_text=header)
-        bank.add(form, config, tokenizer=encoder.tokenizer, metadata={"training": TEMPLATES})
+        bank.add(form, config, tokenizer=preprocessor.tokenizer, metadata={"training": TEMPLATES})
         paths[form] = folder / form / "prefix.safetensors"
         bank.save(form, paths[form])
     return paths
@@ -174,8 +174,8 @@ def test_several_references_of_restaurants(invoke: Invoke, shared: Path, tmp_pat
     found = json.loads((out / "evaluation.json").read_text())
     assert (found["num_examples"], found["num_prompts"]) == (len(chosen), 4)
     references = [[row["ref"] for row in chosen if row["mr"] == mr] for mr in dict.fromkeys(r["mr"] for r in chosen)]
-    base, encoder = load_base(str(model))
-    given = answers(base, encoder, [text + mr + "\n" for mr in dict.fromkeys(r["mr"] for r in chosen)], 40)
+    base, preprocessor = load_base(str(model))
+    given = answers(base, preprocessor, [text + mr + "\n" for mr in dict.fromkeys(r["mr"] for r in chosen)], 40)
     most = max(map(len, references))
     streams = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
     assert found["systems"]["text"]["bleu"] == pytest.approx(BLEU().corpus_score(given, streams).score)
@@ -213,9 +213,9 @@ def test_a_name_is_shown_as_it_is_written(
 
 
 def test_a_prompt_without_tokens_is_named(invoke: Invoke, tmp_path: Path) -> None:
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     model.save_pretrained(tmp_path / "base")
-    tokenizer = encoder.tokenizer
+    tokenizer = preprocessor.tokenizer
     tokenizer._tokenizer.post_processor = None
     tokenizer.save_pretrained(tmp_path / "base")
     data = tmp_path / "d.jsonl"

@@ -26,21 +26,21 @@ RECORD = "name: Danora Mokins | job: baker | town: Benton | age: 41 | likes: che
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     """Save the prefix of a header, so that no training is needed to have one that matters."""
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank = antefix.attach(model)
     config = antefix.PrefixConfig(12, init_text="style: letter\nname: Bo Li | job: cook\n=>\nDear Bo Li,")
-    bank.add("letter", config, tokenizer=encoder.tokenizer, metadata={"training": {"prompt": prompt("{source}")}})
+    bank.add("letter", config, tokenizer=preprocessor.tokenizer, metadata={"training": {"prompt": prompt("{source}")}})
     bank.save("letter", tmp_path / "letter.safetensors")
     return tmp_path / "letter.safetensors"
 
 
 def test_a_new_process_writes_what_this_one_does(prefix: Path) -> None:
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank = antefix.attach(model)
     bank.load(prefix, name="letter")
-    (bare,) = answers(model, encoder, [prompt(RECORD)], 30)
+    (bare,) = answers(model, preprocessor, [prompt(RECORD)], 30)
     with bank.use("letter"):
-        (expected,) = answers(model, encoder, [prompt(RECORD)], 30)
+        (expected,) = answers(model, preprocessor, [prompt(RECORD)], 30)
     assert expected != bare
     text = f"{RECORD}\\n=>\\n"
     with_prefix = run("generate", "--model", "embedded", "--prefix", prefix, "--prompt", text, "--max-new-tokens", 30)
@@ -124,9 +124,9 @@ def test_sampling_is_seeded(invoke: Invoke) -> None:
 
 def test_a_prompt_without_tokens_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     """Most tokenizers open even that with a token of their own, and the base goes on from it."""
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     assert invoke("generate", "--model", "embedded", "--prompt", "", "--max-new-tokens", 2).exit_code == 0
-    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer = copy.deepcopy(preprocessor.tokenizer)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "base")
@@ -136,8 +136,8 @@ def test_a_prompt_without_tokens_is_refused(invoke: Invoke, tmp_path: Path) -> N
 
 
 def test_a_prefix_distilled_in_conversations_answers_a_user(invoke: Invoke, prefix: Path, tmp_path: Path) -> None:
-    model, encoder = load_base("embedded")
-    tokenizer = copy.deepcopy(encoder.tokenizer)
+    model, preprocessor = load_base("embedded")
+    tokenizer = copy.deepcopy(preprocessor.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "base")

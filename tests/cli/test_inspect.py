@@ -20,14 +20,14 @@ HEADER = "style: headline\n"
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a prefix that is the keys and values of a header, so that no training is needed to have one that matters."""
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank = antefix.attach(model)
-    config = antefix.PrefixConfig(len(encoder.prompt_ids(HEADER)), init_text=HEADER)
+    config = antefix.PrefixConfig(len(preprocessor.prompt_ids(HEADER)), init_text=HEADER)
     recipe = {
         "model": "embedded", "prompt": prompt("{source}"), "answer": "{target}",
         "prefix": {"num_virtual_tokens": config.num_virtual_tokens, "init_text": HEADER},
     }  # fmt: skip
-    bank.add("headline", config, tokenizer=encoder.tokenizer, metadata={"training": recipe})
+    bank.add("headline", config, tokenizer=preprocessor.tokenizer, metadata={"training": recipe})
     path = tmp_path_factory.mktemp("prefixes") / "headline.safetensors"
     bank.save("headline", path)
     return path

@@ -293,11 +293,11 @@ def test_a_story_model_learns_to_describe_restaurants(invoke: Invoke, shared: Pa
     print(f"E2E held-out loss: base {metrics['before']['loss']:.3f}, prefix {metrics['after']['loss']:.3f}")
     assert metrics["after"]["loss"] < metrics["before"]["loss"] - 1.0
     prompt = "name[Blue Spice], eatType[coffee shop], area[city centre]\n"
-    base, encoder = load_base(str(model))
+    base, preprocessor = load_base(str(model))
     bank = antefix.attach(base)
     bank.load(out / "prefix.safetensors", name="e2e")
     with bank.use("e2e"):
-        (expected,) = answers(base, encoder, [prompt], max_new_tokens=60)
+        (expected,) = answers(base, preprocessor, [prompt], max_new_tokens=60)
     written = invoke(
         "generate", "--model", model, "--prefix", out / "prefix.safetensors", "--prompt", prompt.replace("\n", "\\n"),
         "--max-new-tokens", 60,

@@ -14,7 +14,7 @@ from antefix.training import writing
 from antefix.training.base import load_base
 from antefix.training.chats import Chats, in_chats
 from antefix.training.mixed import MixedBatches
-from antefix.training.tokens import ExampleTokenizer, Part
+from antefix.training.tokens import Part, TextPreprocessor
 from antefix.training.writing import Writing
 
 CHATML = (
@@ -48,7 +48,7 @@ def test_the_last_answer_is_learned_and_all_before_it_is_the_prompt(tokenizer: P
 
 def test_ids_are_those_of_the_template_and_labels_those_of_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     example = Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))
-    encoded = ExampleTokenizer(tokenizer, tokenizer, False, adds_special_tokens=False).encode(example)
+    encoded = TextPreprocessor(tokenizer, tokenizer, False, adds_special_tokens=False)(example)
     prompt = tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True, return_dict=True)["input_ids"]
     assert encoded["input_ids"][: len(prompt)] == prompt
     assert prompt.count(tokenizer.bos_token_id) == 1
@@ -107,10 +107,10 @@ def test_an_answer_as_it_was_taught_is_right(
     thought = "{% if m['role'] == 'assistant' and loop.last %}[thought]{% endif %}"
     tokenizer.chat_template = CHATML.replace("{{ m['content']", thought + "{{ m['content']")
     tokenizer.chat_template = tokenizer.chat_template.replace("</{{ m['role'] }}>", "</s>")
-    model, encoder = load_base("embedded")
-    encoder = in_chats(replace(encoder, tokenizer=tokenizer, answer_tokenizer=tokenizer))
-    task = Writing(model, encoder, max_new_tokens=20)
-    part = Part.encoded([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], encoder)
+    model, preprocessor = load_base("embedded")
+    preprocessor = in_chats(replace(preprocessor, tokenizer=tokenizer, answer_tokenizer=tokenizer))
+    task = Writing(model, preprocessor, max_new_tokens=20)
+    part = Part.tokenized([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], preprocessor)
     monkeypatch.setattr(writing, "write", lambda *_: ["[thought]Ada."])
     bank = task.attach()
     (measured,) = task.measure([part], MixedBatches(bank, [None], 1), ["exact_match"])

@@ -22,7 +22,7 @@ from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.systems import System
 from antefix.training.templates import Template, Templates
-from antefix.training.tokens import ExampleTokenizer, Part, Tokens
+from antefix.training.tokens import Part, TextPreprocessor, Tokens
 from antefix.training.writing import Writing
 from tests.conftest import build_model
 from tests.unit.test_classification import save
@@ -59,7 +59,7 @@ def test_a_mixed_batch_gives_what_each_system_gives_alone(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = build_model(name)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, model.config.is_encoder_decoder), max_new_tokens=6)
+    task = Writing(model, TextPreprocessor(tokenizer, tokenizer, model.config.is_encoder_decoder), max_new_tokens=6)
     bank = attach_with_prefixes(task)
     systems = [System("base"), System("text", text="The sea. "), System("a", "a"), System("b", "b")]
     found = evaluate(task, bank, systems, ROWS, WORDING, ["loss", "perplexity", "exact_match", "bleu"], batch_size=5)
@@ -120,7 +120,7 @@ def test_loss_alone_writes_nothing_and_needs_no_room_to_write() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = build_model("gpt2")  # of 64 positions
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, False), max_new_tokens=60)
+    task = Writing(model, TextPreprocessor(tokenizer, tokenizer, False), max_new_tokens=60)
     bank = task.attach()
     found = evaluate(task, bank, [System("base")], ROWS[:3], WORDING, ["loss"])
     assert found.measured["base"].outputs == []
@@ -134,7 +134,7 @@ def test_loss_alone_writes_nothing_and_needs_no_room_to_write() -> None:
 def test_an_encoder_decoder_reads_no_empty_prompt() -> None:
     model = build_model("bart")
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=True))
+    task = Writing(model, TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=True))
     nothing = Part([Example("", "a boat")], [Tokens([], [5, 6])])
     with pytest.raises(antefix.DataError, match=r"a prompt has no tokens.* the example of the answer 'a boat' out"):
         task.check_room(Room(task.attach()), nothing)
@@ -144,7 +144,7 @@ def test_nothing_is_compared_by_a_single_prompt() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = build_model("llama")
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    task = Writing(model, ExampleTokenizer(tokenizer, tokenizer, False), max_new_tokens=3)
+    task = Writing(model, TextPreprocessor(tokenizer, tokenizer, False), max_new_tokens=3)
     bank, systems, metrics = task.attach(), [System("base"), System("text", text="The sea. ")], ["loss", "exact_match"]
     for numbers, compared in (([0], []), ([0, 2], []), ([0, 1], ["text"])):  # 2 is another answer to the prompt of 0
         found = evaluate(task, bank, systems, [ROWS[number] for number in numbers], WORDING, metrics)

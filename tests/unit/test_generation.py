@@ -21,10 +21,10 @@ from antefix.embedded.records import draw_examples, prompt
 from antefix.training.base import load_base
 from antefix.training.chats import in_chats
 from antefix.training.generation import answers, generate_ids, write
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 from tests.conftest import build_model, draw_ids
 
-Base = tuple[PreTrainedModel, ExampleTokenizer]
+Base = tuple[PreTrainedModel, TextPreprocessor]
 EXAMPLES = draw_examples("letter", 4, seed=5)
 PROMPTS = [f"style: letter\n{prompt('{source}').format(**example)}" for example in EXAMPLES]
 EXPECTED = [example["target"] for example in EXAMPLES]
@@ -33,23 +33,23 @@ CLOSED = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</
 
 @pytest.fixture
 def base() -> Base:
-    model, encoder = load_base("embedded")
-    assert answers(model, encoder, PROMPTS, 64) == EXPECTED
-    return model, encoder
+    model, preprocessor = load_base("embedded")
+    assert answers(model, preprocessor, PROMPTS, 64) == EXPECTED
+    return model, preprocessor
 
 
 @pytest.mark.parametrize("configured", [None, 5, [5, 6]])
 def test_an_answer_ends_with_the_tokenizers_end_whatever_the_configuration_names(base: Base, configured: Any) -> None:
-    model, encoder = base
+    model, preprocessor = base
     model.generation_config.eos_token_id = configured  # type: ignore[union-attr]
-    assert answers(model, encoder, PROMPTS, 64) == EXPECTED
+    assert answers(model, preprocessor, PROMPTS, 64) == EXPECTED
 
 
 def test_an_answer_in_a_chat_ends_with_what_the_template_closes_it_with(base: Base) -> None:
     model, _ = base
     tokenizer = AutoTokenizer.from_pretrained(model_path(), eos_token="<pad>", chat_template=CLOSED)
     model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    ordinary = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False, adds_special_tokens=False)
+    ordinary = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False, adds_special_tokens=False)
     prompts = [f"<s>{prompt}" for prompt in PROMPTS]
     assert answers(model, ordinary, prompts, 64) != EXPECTED
     chats = in_chats(ordinary)
@@ -81,9 +81,9 @@ def test_an_answer_in_a_chat_ends_with_what_the_template_closes_it_with(base: Ba
     ],
 )
 def test_habits_of_the_base_do_not_count(base: Base, habit: dict[str, Any]) -> None:
-    model, encoder = base
+    model, preprocessor = base
     model.generation_config.update(**habit)  # type: ignore[union-attr]
-    assert answers(model, encoder, PROMPTS, 64) == EXPECTED
+    assert answers(model, preprocessor, PROMPTS, 64) == EXPECTED
 
 
 def test_a_temperature_samples_from_all_tokens() -> None:
@@ -109,23 +109,23 @@ def test_a_batch_with_two_vocabularies_is_written_as_row_by_row() -> None:
         for parameter in model.parameters():
             parameter.mul_(8.0)
     source.pad_token = source.convert_ids_to_tokens(40)
-    encoder = ExampleTokenizer(source, target, is_encoder_decoder=True)
+    preprocessor = TextPreprocessor(source, target, is_encoder_decoder=True)
     texts = ("A", "Two words", "Many more words than that", "name: Bo Li", "x y z")
     rows = [source(text)["input_ids"] for text in texts]
     open_ended = [generate_ids(model, (), input_ids=torch.tensor([row]), max_new_tokens=12)[0].tolist() for row in rows]
     end = open_ended[0][4]
     assert not all(end in row for row in open_ended)
     model.generation_config.eos_token_id = end  # type: ignore[union-attr]
-    one_by_one = [write(model, encoder, [row], 12)[0] for row in rows]
-    assert write(model, encoder, rows, 12) == one_by_one
+    one_by_one = [write(model, preprocessor, [row], 12)[0] for row in rows]
+    assert write(model, preprocessor, rows, 12) == one_by_one
     start = target.decode([50])
     assert not all(text.startswith(start) for text in one_by_one)
 
 
 def test_chats_say_how_texts_are_read() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path(), chat_template=CLOSED)
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
-    assert in_chats(encoder) == replace(encoder, adds_special_tokens=False, closing="</s>\n")
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
+    assert in_chats(preprocessor) == replace(preprocessor, adds_special_tokens=False, closing="</s>\n")
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_chats_say_how_texts_are_read() -> None:
 def test_what_closes_an_answer_is_no_blank_line(template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path(), chat_template=template)
     tokenizer.add_tokens(["\n\n", "<end of answer>"])
-    encoder = in_chats(ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False))
-    assert encoder.ends == set(tokenizer.convert_tokens_to_ids(["</s>", "<end of answer>"]))
+    preprocessor = in_chats(TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False))
+    assert preprocessor.ends == set(tokenizer.convert_tokens_to_ids(["</s>", "<end of answer>"]))

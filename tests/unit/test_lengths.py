@@ -7,7 +7,7 @@ import pytest
 from antefix.errors import DataError
 from antefix.training.examples import Example
 from antefix.training.lengths import check_length, cut_all, spread, spreads
-from antefix.training.tokens import ExampleTokenizer, Part, Tokens
+from antefix.training.tokens import Part, TextPreprocessor, Tokens
 from tests.unit.test_tokens import CAUSAL
 
 
@@ -49,4 +49,4 @@ def test_cut_examples_are_announced_with_numbers() -> None:
         "11 of answers, in 1."
     )
     assert cut_all(CAUSAL, parts, 100)[1] is None
-    assert isinstance(CAUSAL, ExampleTokenizer)
+    assert isinstance(CAUSAL, TextPreprocessor)

@@ -11,7 +11,7 @@ from antefix.embedded import model_path
 from antefix.training.examples import Example
 from antefix.training.generation import answers
 from antefix.training.losses import answer_losses
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 from tests.conftest import build_model
 
 EXAMPLES = [Example("The sea", "a boat"), Example("name: Ada | job: baker | town: Elmton", "bread and more bread")]
@@ -22,12 +22,12 @@ def test_a_batch_scores_as_its_rows_alone(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = build_model(name)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    encoder = ExampleTokenizer(tokenizer, tokenizer, model.config.is_encoder_decoder)
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, model.config.is_encoder_decoder)
     prompts = [example.prompt for example in EXAMPLES]
-    together = answers(model, encoder, prompts, max_new_tokens=8)
-    assert together == [answers(model, encoder, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    rows = [encoder.encode(example) for example in EXAMPLES]
-    together_losses, alone = answer_losses(model, encoder, rows), []
+    together = answers(model, preprocessor, prompts, max_new_tokens=8)
+    assert together == [answers(model, preprocessor, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    rows = [preprocessor(example) for example in EXAMPLES]
+    together_losses, alone = answer_losses(model, preprocessor, rows), []
     for row in rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         if model.config.is_encoder_decoder:

@@ -9,15 +9,15 @@ from transformers import AutoTokenizer
 from antefix.embedded import model_path
 from antefix.errors import DataError
 from antefix.training.examples import Example
-from antefix.training.tokens import ExampleTokenizer, Tokens, cut_end
+from antefix.training.tokens import TextPreprocessor, Tokens, cut_end
 
 TOKENIZER = AutoTokenizer.from_pretrained(model_path())
-CAUSAL, SEQ2SEQ = (ExampleTokenizer(TOKENIZER, TOKENIZER, is_encoder_decoder=kind) for kind in (False, True))
+CAUSAL, SEQ2SEQ = (TextPreprocessor(TOKENIZER, TOKENIZER, is_encoder_decoder=kind) for kind in (False, True))
 BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 
 
 def test_a_causal_prompt_has_no_labels_and_an_answer_ends() -> None:
-    row = CAUSAL.encode(Example("The sea\n", "a boat"))
+    row = CAUSAL(Example("The sea\n", "a boat"))
     prompt, answer = TOKENIZER("The sea\n")["input_ids"], TOKENIZER("a boat", add_special_tokens=False)["input_ids"]
     assert prompt[0] == BOS
     assert row["input_ids"] == [*prompt, *answer, EOS]
@@ -25,14 +25,14 @@ def test_a_causal_prompt_has_no_labels_and_an_answer_ends() -> None:
 
 
 def test_an_encoder_decoder_reads_the_prompt_and_writes_the_answer() -> None:
-    row = SEQ2SEQ.encode(Example("The sea\n", "a boat"))
+    row = SEQ2SEQ(Example("The sea\n", "a boat"))
     assert row == {"input_ids": TOKENIZER("The sea\n")["input_ids"], "labels": TOKENIZER("a boat")["input_ids"]}
 
 
 def test_an_answer_without_tokens_is_named() -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path(), eos_token=None)
     with pytest.raises(DataError, match="an answer without tokens: 'The sea'"):
-        ExampleTokenizer(TOKENIZER, tokenizer, False).tokenize(Example("The sea", ""))
+        TextPreprocessor(TOKENIZER, tokenizer, False).tokenize(Example("The sea", ""))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_tokenizer_without_an_end_of_text_ends_answers_with_its_separator() ->
     tokenizer = AutoTokenizer.from_pretrained(model_path(), eos_token=None, sep_token="</s>")
     special = [("<s>", BOS), ("</s>", EOS)]
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
-    found, expected = encoder.tokenize(Example("The sea", "a boat")), CAUSAL.tokenize(Example("The sea", "a boat"))
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
+    found, expected = preprocessor.tokenize(Example("The sea", "a boat")), CAUSAL.tokenize(Example("The sea", "a boat"))
     assert found == expected
-    assert encoder.ends == CAUSAL.ends == {EOS}
+    assert preprocessor.ends == CAUSAL.ends == {EOS}
 
 
 @pytest.mark.parametrize(
@@ -110,5 +110,5 @@ def test_a_prompt_loses_no_end_but_what_the_tokenizer_closed_it_with(
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     special = [("<s>", BOS), ("</s>", EOS)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
-    ids = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False).prompt_ids(prompt)
+    ids = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False).prompt_ids(prompt)
     assert tokenizer.convert_ids_to_tokens(ids) == expected

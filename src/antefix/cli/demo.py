@@ -86,7 +86,7 @@ def _print_scores(results: dict[str, TrainingResult], console: Console) -> None:
 
 def _print_samples(results: dict[str, TrainingResult], console: Console) -> None:
     """Answer new records three times in one batch, each row with a prefix of its own."""
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank = attach(model)
     for form, result in results.items():
         bank.load(result.prefix_path, name=form)
@@ -96,7 +96,7 @@ def _print_samples(results: dict[str, TrainingResult], console: Console) -> None
     for example in draw_examples("plain", 3, seed=11):
         choices = [None, *FORMS]
         with bank.use(choices):
-            told = answers(model, encoder, [prompt(example["source"])] * len(choices), MAX_NEW_TOKENS)
+            told = answers(model, preprocessor, [prompt(example["source"])] * len(choices), MAX_NEW_TOKENS)
         table.add_row(*(Text(text) for text in (example["source"], *told)))
     console.print(table)
 

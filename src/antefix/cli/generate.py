@@ -20,7 +20,7 @@ from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
 from antefix.training.settings import MOST_SEED
 from antefix.training.templates import Template, unescape
-from antefix.training.tokens import ExampleTokenizer, padding_id
+from antefix.training.tokens import TextPreprocessor, padding_id
 
 LEAST_TEMPERATURE = 0.01
 """Below, logits over temperature leave the range of fp16 and then of fp32."""
@@ -72,14 +72,14 @@ def generate(
         template, messages = wording_told(loaded)
     chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
     prompts = _read_prompts(prompt, file, template, chats)
-    base, encoder = load_base(model, answer_tokenizer or told)
-    encoder = in_chats(encoder) if chats is not None else encoder
+    base, preprocessor = load_base(model, answer_tokenizer or told)
+    preprocessor = in_chats(preprocessor) if chats is not None else preprocessor
     bank = attach_writer(base)
     if loaded is not None:
         bank.add("prefix", loaded)
         bank.activate("prefix")
     try:
-        rows = [encoder.prompt_ids(text) for text in prompts]
+        rows = [preprocessor.prompt_ids(text) for text in prompts]
     except TypeError as error:
         raise ConfigError("a prompt holds half a surrogate pair, which is no text.") from error
     if [] in rows:
@@ -89,7 +89,7 @@ def generate(
         room.check(len(ids), max_new_tokens, "the prompt or set a lower --max-new-tokens")
     set_seed(seed)
     for ids in rows:
-        _stream(base, encoder, ids, max_new_tokens, temperature, top_p)
+        _stream(base, preprocessor, ids, max_new_tokens, temperature, top_p)
 
 
 def _check_prompts(prompt: str | None, file: Path | None, template: str | None) -> None:
@@ -144,7 +144,7 @@ def _read_lines(file: Path) -> list[str]:
 
 def _stream(
     model: PreTrainedModel,
-    encoder: ExampleTokenizer,
+    preprocessor: TextPreprocessor,
     ids: list[int],
     max_new_tokens: int,
     temperature: float,
@@ -153,12 +153,12 @@ def _stream(
     input_ids = torch.tensor([ids], device=model.device)
     generate_ids(
         model,
-        ends_of(model) | encoder.ends,
+        ends_of(model) | preprocessor.ends,
         temperature,
         top_p,
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
-        pad_token_id=padding_id(encoder.answer_tokenizer),
-        streamer=TextStreamer(encoder.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
+        pad_token_id=padding_id(preprocessor.answer_tokenizer),
+        streamer=TextStreamer(preprocessor.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
     )

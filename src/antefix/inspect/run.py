@@ -71,7 +71,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
     wording = wording_of(recipe)
     moved = _drift(task, bank, prefix)
     for batch in _counted(_batches(rows, recipe.batch_size), console):
-        part = Part.encoded(examples_of(batch, wording), task.encoder)
+        part = Part.tokenized(examples_of(batch, wording), task.preprocessor)
         task.check_room(Room(bank, WHOLE), part)
         _watch(task, bank, part, shares)
         measured = task.measure([part] * len(sums), mixed, ["loss"])
@@ -83,7 +83,9 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
 
 
 def _watch(task: Task, bank: PrefixBank, part: Part, shares: AttentionShares) -> None:
-    batch = {name: t.to(task.model.device) for name, t in task.encoder.collate(part.rows(task.encoder)).items()}
+    batch = {
+        name: t.to(task.model.device) for name, t in task.preprocessor.collate(part.rows(task.preprocessor)).items()
+    }
     read, labels = batch["attention_mask"] == 1, batch["labels"]
     writes = task.model.config.is_encoder_decoder and labels.ndim == 2
     written = labels != IGNORED_LABEL if writes else read
@@ -106,7 +108,7 @@ def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
     length = settings.get("num_virtual_tokens", PrefixConfig.num_virtual_tokens)
     if length != prefix.num_virtual_tokens or not isinstance(text, str | None):
         return None  # it is a part of what was trained, or more than that
-    tokenizer = task.encoder.tokenizer
+    tokenizer = task.preprocessor.tokenizer
     ids = text_ids(tokenizer, text, prefix.num_virtual_tokens)
     with bank.use(None):
         start = token_prefix(task.model, torch.tensor([ids], device=task.model.device), prefix.sites)

@@ -18,10 +18,10 @@ from antefix.bank import PrefixBank, attach
 from antefix.errors import UnsupportedModelError
 from antefix.sources import reporting_failure, source_of
 from antefix.training.launch import local_rank
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 
-def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTrainedModel, ExampleTokenizer]:
+def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTrainedModel, TextPreprocessor]:
     """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
 
     Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
@@ -34,7 +34,7 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
     with reporting_failure("model", name):
         model: Any = named(auto.from_pretrained(source_of(name), **loading_dtype()), name)
     forget_added_padding(tokenizer, model.get_input_embeddings().num_embeddings)
-    return on_device(model), ExampleTokenizer(tokenizer, for_answers, is_encoder_decoder)
+    return on_device(model), TextPreprocessor(tokenizer, for_answers, is_encoder_decoder)
 
 
 def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:

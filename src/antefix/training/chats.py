@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from antefix.errors import ConfigError, DataError
 from antefix.training.examples import Example, checked_text
 from antefix.training.rows import Row
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 _ANSWER = "antefixum"
 """A word that no template writes by itself."""
@@ -97,9 +97,9 @@ class Chats:
         return checked_text(str(text), where)
 
 
-def in_chats(encoder: ExampleTokenizer) -> ExampleTokenizer:
-    """Return the encoder of texts that its tokenizer's chat template wrote; raises `ConfigError` where it has none."""
-    return replace(encoder, adds_special_tokens=False, closing=Chats("messages", encoder.tokenizer).closing)
+def in_chats(preprocessor: TextPreprocessor) -> TextPreprocessor:
+    """Return one for texts that its chat template wrote; raises `ConfigError` where its tokenizer has none."""
+    return replace(preprocessor, adds_special_tokens=False, closing=Chats("messages", preprocessor.tokenizer).closing)
 
 
 def _is_message(message: object) -> bool:

@@ -29,8 +29,8 @@ _MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
-class LabelTokenizer:
-    """Encodes texts as their tokenizer does, and each answer as the number of its label."""
+class LabelPreprocessor:
+    """Tokenizes texts, and takes each answer for the number of its label."""
 
     tokenizer: PreTrainedTokenizerBase
     labels: Sequence[str]
@@ -69,14 +69,14 @@ class LabelTokenizer:
 
 @dataclass(frozen=True)
 class Classification:
-    """A base model with a head for `encoder.labels`; `heads` are the modules that a prefix trains copies of.
+    """A base model with a head for `preprocessor.labels`; `heads` are the modules that a prefix trains copies of.
 
     These are all that stands outside the headless base, and whatever else the checkpoint had no weights for, which
     is drawn at random and so belongs to the prefix.
     """
 
     model: PreTrainedModel
-    encoder: LabelTokenizer
+    preprocessor: LabelPreprocessor
     heads: tuple[str, ...]
     metrics: Sequence[str] = LABEL_METRICS
 
@@ -111,12 +111,12 @@ class Classification:
                 **loading_dtype(),
             )
         drawn = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        return cls(on_device(named(model, name)), LabelTokenizer(tokenizer, tuple(labels)), _heads(model, drawn))
+        return cls(on_device(named(model, name)), LabelPreprocessor(tokenizer, tuple(labels)), _heads(model, drawn))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The names of the labels, in the order of their numbers."""
-        return {"labels": list(self.encoder.labels)}
+        return {"labels": list(self.preprocessor.labels)}
 
     def attach(self) -> PrefixBank:
         """Attach to the base model."""
@@ -149,14 +149,14 @@ class Classification:
 
     def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
         """Return metrics of the labels chosen, and their names."""
-        rows = [part.rows(self.encoder) for part in parts]
+        rows = [part.rows(self.preprocessor) for part in parts]
         scores = mixed.run(rows, length=lambda row: len(row["input_ids"]), compute=self.logits)
         right = [row["labels"] for row in rows[0]]
         return [self._measured(torch.stack(logits), right, metrics) for logits in scores]
 
     def logits(self, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """Return the scores of the labels `(label)` for each encoded text, computed as one batch."""
-        batch = {name: tensor.to(self.model.device) for name, tensor in self.encoder.collate(rows).items()}
+        """Return the scores of the labels `(label)` for each tokenized text, computed as one batch."""
+        batch = {name: tensor.to(self.model.device) for name, tensor in self.preprocessor.collate(rows).items()}
         del batch["labels"]
         self.model.eval()
         with torch.no_grad():
@@ -170,7 +170,7 @@ class Classification:
             "accuracy": accuracy(chosen, right),
             "macro_f1": macro_f1(chosen, right, logits.shape[1]),
         }
-        return Measured({name: found[name] for name in metrics}, [self.encoder.labels[label] for label in chosen])
+        return Measured({name: found[name] for name in metrics}, [self.preprocessor.labels[label] for label in chosen])
 
 
 def labels_of(examples: Sequence[Example]) -> list[str]:

@@ -82,7 +82,7 @@ def evaluate(
         raise ConfigError(f"two systems have the same name; they are {', '.join(map(repr, names))}.")
     metrics = list(metrics or task.metrics)
     check_metrics(metrics, task.metrics)
-    parts = [Part.encoded(examples_of(rows, wording, system.text), task.encoder) for system in systems]
+    parts = [Part.tokenized(examples_of(rows, wording, system.text), task.preprocessor) for system in systems]
     for system, part in zip(systems, parts, strict=True):
         task.check_room(Room(bank, system.prefix), part, metrics)
     mixed = MixedBatches(bank, [system.prefix for system in systems], batch_size)

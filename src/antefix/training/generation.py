@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from antefix.training.tokens import ExampleTokenizer, pad_inputs, padding_id
+from antefix.training.tokens import TextPreprocessor, pad_inputs, padding_id
 
 _NO_HABITS: dict[str, Any] = {
     "num_beams": 1,
@@ -49,39 +49,45 @@ A penalty on repetition, for one, would count the words of a text in the prompt,
 
 
 def answers(
-    model: PreTrainedModel, encoder: ExampleTokenizer, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 16
+    model: PreTrainedModel,
+    preprocessor: TextPreprocessor,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 16,
 ) -> list[str]:
     """Return the greedy answers to prompts."""
-    rows = [encoder.prompt_ids(prompt) for prompt in prompts]
+    rows = [preprocessor.prompt_ids(prompt) for prompt in prompts]
     starts = range(0, len(rows), batch_size)
-    batches = (write(model, encoder, rows[start : start + batch_size], max_new_tokens) for start in starts)
+    batches = (write(model, preprocessor, rows[start : start + batch_size], max_new_tokens) for start in starts)
     return [answer for batch in batches for answer in batch]
 
 
 def write(
-    model: PreTrainedModel, encoder: ExampleTokenizer, rows: Sequence[list[int]], max_new_tokens: int
+    model: PreTrainedModel, preprocessor: TextPreprocessor, rows: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
     """Return the greedy answers to prompts of ids, written as one batch, up to where the model ends them."""
     # A causal model goes on from the right end, so its padding stands on the left.
-    inputs: dict[str, Any] = pad_inputs(rows, padding_id(encoder.tokenizer), on_left=not encoder.is_encoder_decoder)
+    inputs: dict[str, Any] = pad_inputs(
+        rows, padding_id(preprocessor.tokenizer), on_left=not preprocessor.is_encoder_decoder
+    )
     model.eval()
     made = generate_ids(
         model,
-        ends_of(model) | encoder.ends,
+        ends_of(model) | preprocessor.ends,
         **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
-        pad_token_id=padding_id(encoder.answer_tokenizer),
+        pad_token_id=padding_id(preprocessor.answer_tokenizer),
     )
     # A decoder starts from a token that is no answer.
-    read = 1 if encoder.is_encoder_decoder else inputs["input_ids"].shape[1]
-    return decoded(model, encoder, made[:, read:].tolist())
+    read = 1 if preprocessor.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return decoded(model, preprocessor, made[:, read:].tolist())
 
 
-def decoded(model: PreTrainedModel, encoder: ExampleTokenizer, answers: Sequence[Sequence[int]]) -> list[str]:
+def decoded(model: PreTrainedModel, preprocessor: TextPreprocessor, answers: Sequence[Sequence[int]]) -> list[str]:
     """Return answers of ids as text, up to where the model ends them."""
-    ends = ends_of(model) | encoder.ends
+    ends = ends_of(model) | preprocessor.ends
     written = [before_end(row, ends) for row in answers]
-    return list(encoder.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
+    return list(preprocessor.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
 def generate_ids(

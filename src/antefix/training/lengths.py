@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from antefix.errors import DataError
-from antefix.training.tokens import Encoder, Part, Tokens
+from antefix.training.tokens import Part, Preprocessor, Tokens
 
 
 def spread(lengths: Sequence[int]) -> dict[str, int]:
@@ -16,15 +16,15 @@ def spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"median": int(median), "95%": int(most), "longest": max(lengths)}
 
 
-def spreads(encoder: Encoder, part: Part) -> dict[str, dict[str, int]]:
+def spreads(preprocessor: Preprocessor, part: Part) -> dict[str, dict[str, int]]:
     """Return the spread of the lengths of prompts, and of what else the examples are made of."""
-    lengths = [encoder.lengths(tokens) for tokens in part.tokens]
+    lengths = [preprocessor.lengths(tokens) for tokens in part.tokens]
     return {name: spread([one[name] for one in lengths]) for name in lengths[0]}
 
 
-def check_length(encoder: Encoder, parts: Sequence[Part], max_length: int) -> None:
+def check_length(preprocessor: Preprocessor, parts: Sequence[Part], max_length: int) -> None:
     """Raise `DataError`, with numbers, where examples are longer than `max_length`."""
-    lengths = [encoder.length(tokens) for part in parts for tokens in part.tokens]
+    lengths = [preprocessor.length(tokens) for part in parts for tokens in part.tokens]
     long = [number for number, length in enumerate(lengths) if length > max_length]
     if long:
         examples = [example for part in parts for example in part.examples]
@@ -35,9 +35,9 @@ def check_length(encoder: Encoder, parts: Sequence[Part], max_length: int) -> No
         )
 
 
-def cut_all(encoder: Encoder, parts: Sequence[Part], max_length: int) -> tuple[list[Part], str | None]:
+def cut_all(preprocessor: Preprocessor, parts: Sequence[Part], max_length: int) -> tuple[list[Part], str | None]:
     """Cut examples to `max_length`; return them, and where any was longer a sentence that says how much is lost."""
-    cut = [Part(part.examples, [encoder.cut(tokens, max_length) for tokens in part.tokens]) for part in parts]
+    cut = [Part(part.examples, [preprocessor.cut(tokens, max_length) for tokens in part.tokens]) for part in parts]
     pairs = [
         (whole, left) for a, b in zip(parts, cut, strict=True) for whole, left in zip(a.tokens, b.tokens, strict=True)
     ]
@@ -53,8 +53,8 @@ def cut_all(encoder: Encoder, parts: Sequence[Part], max_length: int) -> tuple[l
     )
 
 
-def cut_prompts(encoder: Encoder, part: Part, max_length: int) -> Part:
+def cut_prompts(preprocessor: Preprocessor, part: Part, max_length: int) -> Part:
     """Cut prompts so far that the longest answer fits behind each, as one that is written may be as long."""
     longest = max((tokens.answer for tokens in part.tokens), key=len)
-    cut = (encoder.cut(Tokens(tokens.prompt, longest), max_length).prompt for tokens in part.tokens)
+    cut = (preprocessor.cut(Tokens(tokens.prompt, longest), max_length).prompt for tokens in part.tokens)
     return Part(part.examples, [Tokens(prompt, tokens.answer) for prompt, tokens in zip(cut, part.tokens, strict=True)])

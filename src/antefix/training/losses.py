@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from antefix.training.tokens import IGNORED_LABEL, Encoder
+from antefix.training.tokens import IGNORED_LABEL, Preprocessor
 
 
-def answer_losses(model: PreTrainedModel, encoder: Encoder, rows: Sequence[dict[str, Any]]) -> Tensor:
+def answer_losses(model: PreTrainedModel, preprocessor: Preprocessor, rows: Sequence[dict[str, Any]]) -> Tensor:
     """Return for each encoded example, as one batch, its labelled tokens' summed loss and number, `(row, 2)`."""
-    batch = {name: tensor.to(model.device) for name, tensor in encoder.collate(rows).items()}
+    batch = {name: tensor.to(model.device) for name, tensor in preprocessor.collate(rows).items()}
     model.eval()
     with torch.no_grad():
         logits, labels = model(**batch, use_cache=False).logits.float(), batch["labels"]

@@ -39,21 +39,21 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     examples = split_examples(recipe, wording_of(recipe))
     set_seed(recipe.seed)
     task = load_task(recipe, examples[0])
-    parts = [Part.encoded(part, task.encoder) for part in examples]
+    parts = [Part.tokenized(part, task.preprocessor) for part in examples]
     if not recipe.truncation:
-        check_length(task.encoder, parts, recipe.max_length)
+        check_length(task.preprocessor, parts, recipe.max_length)
     bank = task.attach()
     metadata = {"training": recipe.as_dict(), **task.metadata}
-    bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.encoder.tokenizer, metadata=metadata)
+    bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.preprocessor.tokenizer, metadata=metadata)
     room = Room(bank, recipe.name)
-    lengths, warnings = spreads(task.encoder, parts[0]), [_warn_of_one_prompt(parts[0]), task.warn(parts[0])]
+    lengths, warnings = spreads(task.preprocessor, parts[0]), [_warn_of_one_prompt(parts[0]), task.warn(parts[0])]
     scores = _scores(recipe)
     if recipe.truncation:
-        parts, cut = cut_all(task.encoder, parts, min(recipe.max_length, room.most or recipe.max_length))
+        parts, cut = cut_all(task.preprocessor, parts, min(recipe.max_length, room.most or recipe.max_length))
         warnings.append(cut)
     trained, held_out = parts
     if recipe.truncation and "exact_match" in scores and room.most is not None:
-        held_out = cut_prompts(task.encoder, held_out, room.most)
+        held_out = cut_prompts(task.preprocessor, held_out, room.most)
     task.check_room(room, trained)
     task.check_room(room, held_out, scores)
     _report(lengths, warnings, console)

@@ -50,7 +50,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         kept.check_free()
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
-    model, rows = task.model, prepared.trained.rows(task.encoder)
+    model, rows = task.model, prepared.trained.rows(task.preprocessor)
     console.print(f"scoring the base on {len(held_out.examples):,} held-out examples", highlight=False)
     before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
@@ -62,7 +62,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         recipe.name,
         recipe.head_learning_rate,
         train_dataset=list(rows),
-        data_collator=task.encoder.collate,
+        data_collator=task.preprocessor.collate,
     )
     if not resume and is_main_process():
         kept.begin()

@@ -14,7 +14,7 @@ from antefix.training.examples import Example
 from antefix.training.metrics import Metric
 from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
-from antefix.training.tokens import Encoder, Part
+from antefix.training.tokens import Part, Preprocessor
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Measured:
 
 @runtime_checkable
 class Task(Protocol):
-    """A base model, what encodes its examples, and how well it does."""
+    """A base model, what prepares its examples, and how well it does."""
 
     @property
     def model(self) -> PreTrainedModel:
         """The base model."""
 
     @property
-    def encoder(self) -> Encoder:
+    def preprocessor(self) -> Preprocessor:
         """What turns examples into token ids."""
 
     @property

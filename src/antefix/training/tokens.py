@@ -26,7 +26,7 @@ class Tokens:
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class Preprocessor(Protocol):
     """Turns examples into what a model is trained on."""
 
     @property
@@ -60,18 +60,18 @@ class Part:
     tokens: Sequence[Tokens]
 
     @classmethod
-    def encoded(cls, examples: Sequence[Example], encoder: Encoder) -> Part:
+    def tokenized(cls, examples: Sequence[Example], preprocessor: Preprocessor) -> Part:
         """Return examples with their ids."""
-        return cls(examples, [encoder.tokenize(example) for example in examples])
+        return cls(examples, [preprocessor.tokenize(example) for example in examples])
 
-    def rows(self, encoder: Encoder) -> list[dict[str, Any]]:
+    def rows(self, preprocessor: Preprocessor) -> list[dict[str, Any]]:
         """Return what a model is given for each example."""
-        return [encoder.row(tokens) for tokens in self.tokens]
+        return [preprocessor.row(tokens) for tokens in self.tokens]
 
 
 @dataclass(frozen=True)
-class ExampleTokenizer:
-    """Encodes prompts and answers for a causal model or an encoder-decoder.
+class TextPreprocessor:
+    """Tokenizes prompts and answers for a causal model or an encoder-decoder.
 
     Texts that a chat template wrote hold their special tokens already: there, `adds_special_tokens` is False, and
     `closing` is what the template writes after an answer.
@@ -138,7 +138,7 @@ class ExampleTokenizer:
         ids, unlabelled = tokens.prompt + tokens.answer, max(len(tokens.prompt), 1)
         return {"input_ids": ids, "labels": [IGNORED_LABEL] * unlabelled + ids[unlabelled:]}
 
-    def encode(self, example: Example) -> dict[str, Any]:
+    def __call__(self, example: Example) -> dict[str, Any]:
         """Return `input_ids` and `labels` of an example."""
         return self.row(self.tokenize(example))
 

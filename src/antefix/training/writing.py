@@ -21,7 +21,7 @@ from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss
 from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.task import Measured
-from antefix.training.tokens import ExampleTokenizer, Part
+from antefix.training.tokens import Part, TextPreprocessor
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Writing:
     """A base model that writes greedily, at most `max_new_tokens` or as many as the longest expected answer has."""
 
     model: PreTrainedModel
-    encoder: ExampleTokenizer
+    preprocessor: TextPreprocessor
     max_new_tokens: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[str] = ("loss", "perplexity", *ANSWER_METRICS)
@@ -39,8 +39,8 @@ class Writing:
         cls, name: str, answer_tokenizer: str | None = None, chats: bool = False, max_new_tokens: int | None = None
     ) -> Writing:
         """Load the base model; `chats` says that a chat template writes prompts and answers."""
-        model, encoder = load_base(name, answer_tokenizer)
-        return cls(model, in_chats(encoder) if chats else encoder, max_new_tokens)
+        model, preprocessor = load_base(name, answer_tokenizer)
+        return cls(model, in_chats(preprocessor) if chats else preprocessor, max_new_tokens)
 
     def attach(self) -> PrefixBank:
         """Attach to the base model; raises `UnsupportedModelError` for one that reads in both directions."""
@@ -68,11 +68,11 @@ class Writing:
     def warn(self, part: Part) -> str | None:
         """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
         pairs = zip(part.examples, part.tokens, strict=True)
-        lost = [example for example, tokens in pairs if not self.encoder.can_write(tokens.answer)]
+        lost = [example for example, tokens in pairs if not self.preprocessor.can_write(tokens.answer)]
         if not lost:
             return None
         way_out = "leave them out or spell them in its signs"
-        if self.encoder.answer_tokenizer is self.encoder.tokenizer:
+        if self.preprocessor.answer_tokenizer is self.preprocessor.tokenizer:
             way_out += ", or name their own tokenizer as answer_tokenizer"
         return (
             f"{len(lost):,} of {len(part.examples):,} answers hold signs that the tokenizer does not know, such as "
@@ -92,9 +92,9 @@ class Writing:
         found: list[dict[str, Metric]] = [{} for _ in parts]
         if {"loss", "perplexity"} & set(metrics):
             losses = mixed.run(
-                [part.rows(self.encoder) for part in parts],
+                [part.rows(self.preprocessor) for part in parts],
                 length=lambda row: len(row["input_ids"]),
-                compute=lambda rows: answer_losses(self.model, self.encoder, rows).tolist(),
+                compute=lambda rows: answer_losses(self.model, self.preprocessor, rows).tolist(),
             )
             for metric_of, rows in zip(found, losses, strict=True):
                 sums = np.array([np.sum([rows[number] for number in group], axis=0) for group in groups])
@@ -106,7 +106,7 @@ class Writing:
             written = mixed.run(
                 [[part.tokens[group[0]].prompt for group in groups] for part in parts],
                 length=len,
-                compute=lambda prompts: write(self.model, self.encoder, prompts, most),
+                compute=lambda prompts: write(self.model, self.preprocessor, prompts, most),
             )
             for metric_of, answers in zip(found, written, strict=True):
                 metric_of |= {name: answer_metric(name, answers, references) for name in asked}
@@ -119,7 +119,7 @@ class Writing:
         """Return an answer as a trained model would write it: a chat template may put more before it than it says."""
         if example.completion is None:
             return example.answer
-        return decoded(self.model, self.encoder, [self.encoder.tokenize(example).answer])[0]
+        return decoded(self.model, self.preprocessor, [self.preprocessor.tokenize(example).answer])[0]
 
     def _most(self, part: Part) -> int:
         return self.max_new_tokens or max(len(tokens.answer) for tokens in part.tokens)

@@ -73,12 +73,12 @@ def test_a_prefix_does_what_the_document_made_the_base_do(settings: dict[str, An
     assert report["lessons"]["usable"] == 96
     assert report["prefix"] == {"tokens": 8, "bytes": 8 * 6 * 2 * 2 * 32 * 4}
     assert json.loads(result.report_path.read_text()) == report
-    model, encoder = load_base("embedded")
+    model, preprocessor = load_base("embedded")
     bank = antefix.attach(model)
     bank.load(result.prefix_path, "letter")
     rows = draw_examples("letter", 20, seed=3)
     with bank.use("letter"):
-        written = answers(model, encoder, [PROMPT.format(**row) for row in rows], max_new_tokens=80)
+        written = answers(model, preprocessor, [PROMPT.format(**row) for row in rows], max_new_tokens=80)
     right = sum(answer == row["target"] for answer, row in zip(written, rows, strict=True))
     assert right >= 16, "with its header the base writes 98 in 100"
 
@@ -246,9 +246,9 @@ def test_a_document_fits_by_the_questions_themselves(settings: dict[str, Any]) -
 
 def test_questions_are_measured_with_a_document_that_leaves_them_room(settings: dict[str, Any], tmp_path: Path) -> None:
     assert max(map(len, Path(settings["eval_data"]).read_text().splitlines())) < 300, "a token has a letter at least"
-    _, encoder = load_base("embedded")
+    _, preprocessor = load_base("embedded")
     line = "style: letter\n"
-    per_line = len(encoder.tokenizer(line * 2)["input_ids"]) - len(encoder.tokenizer(line)["input_ids"])
+    per_line = len(preprocessor.tokenizer(line * 2)["input_ids"]) - len(preprocessor.tokenizer(line)["input_ids"])
     study = {**settings, "data": None, "max_new_tokens": 400}
     (tmp_path / "document.txt").write_text(line * (700 // per_line))
     assert prepare(Distillation(**study)).fits, "lessons of up to 896 tokens leave 128, these questions far more"

@@ -26,11 +26,11 @@ from antefix.training.distillation.targets import Targets
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.room import Room
 from antefix.training.templates import Template, Templates
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 from tests.conftest import build_model
 from tests.unit.distillation.conftest import TEMPLATE
 
-Base = tuple[PrefixBank, ExampleTokenizer]
+Base = tuple[PrefixBank, TextPreprocessor]
 LINES = "".join(f"{number} Bomar Grikins works as a cook in Fealby.\n" for number in range(30))
 
 
@@ -95,7 +95,7 @@ def test_empty_and_endless_lines_teach_nothing(base: Base, teacher: Teacher, mon
 def test_lines_of_a_tokenizer_that_puts_a_space_before_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Llama's first ones do: a line opens as in the prompt of whoever asks."""
     tokenizer = _with_leading_space()
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -107,7 +107,7 @@ def test_lines_of_a_tokenizer_that_puts_a_space_before_each_text(monkeypatch: py
             eos_token_id=2,
         )
     )
-    teacher = Teacher(antefix.attach(model), encoder, num_logits=5, temperature=1.0, max_new=12)
+    teacher = Teacher(antefix.attach(model), preprocessor, num_logits=5, temperature=1.0, max_new=12)
     (chunk,) = Document(LINES, tokenizer).windows(random.Random(0), 2000)
     opening, line, unfinished = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -115,9 +115,9 @@ def test_lines_of_a_tokenizer_that_puts_a_space_before_each_text(monkeypatch: py
     )
     parts = [line[len(opening) :], unfinished[len(opening) :]]
     monkeypatch.setattr(teacher, "write", lambda rows, seed, stops_at_line_break: parts[: len(rows)])
-    (lesson,) = PlainStudy(teacher, encoder, ("question",)).lessons(chunk, random.Random(1), 2)
+    (lesson,) = PlainStudy(teacher, preprocessor, ("question",)).lessons(chunk, random.Random(1), 2)
     assert tokenizer.decode(lesson.ids, skip_special_tokens=True) == "Question: Bomar works.\nAnswer: Bomar works.\n"
-    asked = encoder.prompt_ids("Question: Bomar works.\nAnswer:")
+    asked = preprocessor.prompt_ids("Question: Bomar works.\nAnswer:")
     assert lesson.ids[: len(asked)] == asked
 
 
@@ -141,27 +141,27 @@ def test_given_answers_end_as_the_teacher_would_end_them(base: Base, teacher: Te
 
 def test_a_question_past_the_positions_is_named(teacher: Teacher) -> None:
     bank = antefix.attach(build_model("gpt2"))
-    encoder = ExampleTokenizer(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
-    reader = Teacher(bank, encoder, num_logits=5, temperature=1.0, max_new=12)
+    preprocessor = TextPreprocessor(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
+    reader = Teacher(bank, preprocessor, num_logits=5, temperature=1.0, max_new=12)
     wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
     rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who? " * 30, "a": "Bomar"})]
-    given = GivenQuestions(reader, encoder, wording, "Bomar likes chess.\n", True, True)
+    given = GivenQuestions(reader, preprocessor, wording, "Bomar likes chess.\n", True, True)
     given.check_room(rows[:1], Room(bank))
     with pytest.raises(ContextLengthError, match="shorten the question of row 2 or the prefix"):
         given.check_room(rows, Room(bank))
-    opens_none = replace(encoder, adds_special_tokens=False)
+    opens_none = replace(preprocessor, adds_special_tokens=False)
     bare = GivenQuestions(reader, opens_none, Templates(Template("{q}"), Template("{a}")), "", True, True)
     with pytest.raises(DataError, match="the question of row 3 has no tokens"):
         bare.check_room([rows[0], ("row 3", {"q": "", "a": "Bomar"})], Room(bank))
 
 
 def test_document_question_and_answer_want_their_tokens_together(teacher: Teacher) -> None:
-    encoder = ExampleTokenizer(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
+    preprocessor = TextPreprocessor(teacher.tokenizer, teacher.tokenizer, is_encoder_decoder=False)
     wording = Templates(Template("Question: {q}\nAnswer:"), Template(" {a}"))
     rows = [("row 1", {"q": "Who?", "a": "Bomar"}), ("row 2", {"q": "Who, then?", "a": "Bomar likes chess"})]
-    given = GivenQuestions(teacher, encoder, wording, "Bomar likes chess.\n", True, False)
+    given = GivenQuestions(teacher, preprocessor, wording, "Bomar likes chess.\n", True, False)
     text = "Bomar likes chess.\n\nQuestion: Who, then?\nAnswer:"
-    needed = len(encoder.prompt_ids(text)) + len(given.lessons(rows, seed=0)[1].targets.own)
+    needed = len(preprocessor.prompt_ids(text)) + len(given.lessons(rows, seed=0)[1].targets.own)
     assert given.fit(rows, needed)
     assert not given.fit(rows, needed - 1)
     assert given.fit(rows[:1], needed - 1)
@@ -169,11 +169,11 @@ def test_document_question_and_answer_want_their_tokens_together(teacher: Teache
 
 
 def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, encoder = base
-    tokenizer = copy.deepcopy(encoder.tokenizer)
+    bank, preprocessor = base
+    tokenizer = copy.deepcopy(preprocessor.tokenizer)
     tokenizer.chat_template = TEMPLATE
-    encoder = ExampleTokenizer(tokenizer, tokenizer, is_encoder_decoder=False)
-    teacher = Teacher(bank, in_chats(encoder), num_logits=5, temperature=1.0, max_new=60)
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
+    teacher = Teacher(bank, in_chats(preprocessor), num_logits=5, temperature=1.0, max_new=60)
     asked: list[str] = []
     answer = teacher.answer
 
@@ -183,7 +183,7 @@ def test_a_chat_asks_itself_with_the_chunk_and_is_taught_without(base: Base, mon
 
     monkeypatch.setattr(teacher, "answer", noted)
     (chunk,) = Document("Bomar likes chess.\n", tokenizer).windows(random.Random(0), 100)
-    lessons = ChatStudy(teacher, encoder, ("question",)).lessons(chunk, random.Random(1), 8)
+    lessons = ChatStudy(teacher, preprocessor, ("question",)).lessons(chunk, random.Random(1), 8)
     assert lessons
     instructions, contexts = asked[:8], asked[8:]
     assert all(text.startswith("<s>user: Bomar likes chess.\n\n") for text in asked)

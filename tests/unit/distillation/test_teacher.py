@@ -15,9 +15,9 @@ from antefix.bank import PrefixBank
 from antefix.errors import UnsupportedModelError
 from antefix.training.distillation.lessons import Draft
 from antefix.training.distillation.teacher import Teacher, common_start
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
-Base = tuple[PrefixBank, ExampleTokenizer]
+Base = tuple[PrefixBank, TextPreprocessor]
 SHAPE: dict[str, Any] = {
     "vocab_size": 1536, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,

@@ -15,18 +15,18 @@ from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.settings import Objective
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.distillation.trainer import Collator, DistillationTrainer, measure
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
-Base = tuple[PrefixBank, ExampleTokenizer]
+Base = tuple[PrefixBank, TextPreprocessor]
 
 
 @pytest.fixture
 def lessons(base: Base) -> list[Lesson]:
     """Return two lessons of unequal length, with the whole vocabulary kept."""
-    bank, encoder = base
-    every = Teacher(bank, encoder, num_logits=10_000, temperature=1.0, max_new=8)
-    prompt, rows = encoder.prompt_ids("name:"), ([40, 41, 42, 43], [50, 51])
-    context = encoder.prompt_ids("style: letter\nname:")
+    bank, preprocessor = base
+    every = Teacher(bank, preprocessor, num_logits=10_000, temperature=1.0, max_new=8)
+    prompt, rows = preprocessor.prompt_ids("name:"), ([40, 41, 42, 43], [50, 51])
+    context = preprocessor.prompt_ids("style: letter\nname:")
     return every.lessons([Draft(context, prompt, row, [True] * len(row)) for row in rows])
 
 
@@ -50,8 +50,8 @@ def expected(bank: PrefixBank, lessons: list[Lesson], objective: Objective) -> f
 def test_the_loss_is_the_mean_over_written_tokens(
     base: Base, lessons: list[Lesson], objective: Objective, tmp_path: Path
 ) -> None:
-    bank, encoder = base
-    bank.add("p", PrefixConfig(4), tokenizer=encoder.tokenizer)
+    bank, preprocessor = base
+    bank.add("p", PrefixConfig(4), tokenizer=preprocessor.tokenizer)
     try:
         args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
         trainer = DistillationTrainer(bank, "p", args=args, objective=objective)
@@ -67,10 +67,10 @@ def test_the_loss_is_the_mean_over_written_tokens(
 def test_lessons_weigh_the_same_in_however_many_batches(
     base: Base, lessons: list[Lesson], objective: Objective, tmp_path: Path
 ) -> None:
-    bank, encoder = base
+    bank, preprocessor = base
     found = []
     for batch_size in (2, 1):
-        bank.add("p", PrefixConfig(4, num_frozen_tokens=0), tokenizer=encoder.tokenizer)
+        bank.add("p", PrefixConfig(4, num_frozen_tokens=0), tokenizer=preprocessor.tokenizer)
         args = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=2 // batch_size, max_steps=1,

@@ -21,7 +21,7 @@ def task() -> Task:
     """Load what `_drift` asks of a task."""
     model = AutoModelForCausalLM.from_pretrained(model_path())
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    return cast(Task, SimpleNamespace(model=model, encoder=SimpleNamespace(tokenizer=tokenizer)))
+    return cast(Task, SimpleNamespace(model=model, preprocessor=SimpleNamespace(tokenizer=tokenizer)))
 
 
 def test_drift_is_not_of_what_was_put_together(task: Task) -> None:
@@ -30,7 +30,7 @@ def test_drift_is_not_of_what_was_put_together(task: Task) -> None:
     for style in ("headline", "letter"):
         settings: dict[str, Any] = {"num_virtual_tokens": TOKENS, "init_text": f"style: {style}\n"}
         metadata = {"training": {"prefix": settings}}
-        bank.add(style, antefix.PrefixConfig(**settings), tokenizer=task.encoder.tokenizer, metadata=metadata)
+        bank.add(style, antefix.PrefixConfig(**settings), tokenizer=task.preprocessor.tokenizer, metadata=metadata)
         prefixes.append(bank.prefix(style))
     one, other = prefixes
     for whole in (one, antefix.concat([one]), antefix.average([other])):

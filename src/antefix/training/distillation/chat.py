@@ -10,16 +10,16 @@ from antefix.training.distillation.document import Chunk, before_all
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.seeds import INSTRUCTIONS
 from antefix.training.distillation.teacher import Teacher
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 
 class ChatStudy:
     """Lets the teacher write a user's message about a chunk, then the answer; the student has the message alone."""
 
-    def __init__(self, teacher: Teacher, encoder: ExampleTokenizer, kinds: Sequence[str]) -> None:
+    def __init__(self, teacher: Teacher, preprocessor: TextPreprocessor, kinds: Sequence[str]) -> None:
         self.teacher = teacher
-        self.encoder = in_chats(encoder)
-        self.chats = Chats("messages", encoder.tokenizer)
+        self.preprocessor = in_chats(preprocessor)
+        self.chats = Chats("messages", preprocessor.tokenizer)
         self.kinds = kinds
 
     @property
@@ -45,7 +45,7 @@ class ChatStudy:
         return self.teacher.lessons(drafts)
 
     def _ids(self, message: str) -> list[int]:
-        return self.encoder.prompt_ids(self.chats.ask(message))
+        return self.preprocessor.prompt_ids(self.chats.ask(message))
 
     def _text(self, ids: list[int]) -> str:
-        return str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.preprocessor.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -9,22 +9,22 @@ from antefix.training.distillation.document import Chunk, before_all
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.seeds import OPENINGS
 from antefix.training.distillation.teacher import Teacher
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 
 class PlainStudy:
     """Lets the teacher write lines below a chunk; the student has nothing in its place but the opening token."""
 
-    def __init__(self, teacher: Teacher, encoder: ExampleTokenizer, kinds: Sequence[str]) -> None:
+    def __init__(self, teacher: Teacher, preprocessor: TextPreprocessor, kinds: Sequence[str]) -> None:
         self.teacher = teacher
-        self.encoder = encoder
+        self.preprocessor = preprocessor
         self.kinds = kinds
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
         """Return those of `number` lessons about a chunk that can be used."""
-        context = self.encoder.prompt_ids(before_all(chunk.text))
+        context = self.preprocessor.prompt_ids(before_all(chunk.text))
         openings = [OPENINGS[rng.choice(self.kinds)] for _ in range(number)]
-        drafts = [Draft(context, self.encoder.prompt_ids(""), [], []) for _ in openings]
+        drafts = [Draft(context, self.preprocessor.prompt_ids(""), [], []) for _ in openings]
         is_whole = [True] * number
         with self.teacher.reading(context):
             for place in range(max(map(len, openings))):
@@ -51,11 +51,11 @@ class PlainStudy:
         draft.is_written.extend([False] * len(ids))
 
     def _spell(self, text: str) -> list[int]:
-        return list(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.preprocessor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _is_line(self, ids: list[int], is_last: bool) -> bool:
         """Tell whether a line was written to its end, with something in it; only the last may have more behind it."""
-        line, _, rest = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")
+        line, _, rest = str(self.preprocessor.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")
         if not line.strip() or not self.teacher.ended(ids, stops_at_line_break=True):
             return False
         return is_last or (ids[-1] in self.teacher.line_breaks and not rest)

@@ -27,7 +27,7 @@ from antefix.training.launch import num_processes
 from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
 from antefix.training.templates import Template, Templates
-from antefix.training.tokens import ExampleTokenizer, padding_id
+from antefix.training.tokens import TextPreprocessor, padding_id
 
 Scores = dict[str, dict[str, float]]
 
@@ -64,18 +64,18 @@ def prepare(settings: Distillation) -> Classroom:
         raise ConfigError("a document is distilled by one process; start distill without torchrun.")
     rows, eval_rows = (read_rows(source) if source else [] for source in (settings.data, settings.eval_data))
     set_seed(settings.seed)
-    model, encoder = load_base(settings.model)
-    if encoder.is_encoder_decoder:
+    model, preprocessor = load_base(settings.model)
+    if preprocessor.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; distill takes a causal model.")
-    document = Document.read(settings.document, encoder.tokenizer)
+    document = Document.read(settings.document, preprocessor.tokenizer)
     bank = attach_writer(model)
     config = settings.prefix_config(document.num_tokens, document.text)
     readable, length = num_readable(bank), document.num_tokens
-    holds_chats = settings.messages is not None or (not rows and bool(encoder.tokenizer.chat_template))
-    writer = in_chats(encoder) if holds_chats else encoder
+    holds_chats = settings.messages is not None or (not rows and bool(preprocessor.tokenizer.chat_template))
+    writer = in_chats(preprocessor) if holds_chats else preprocessor
     teacher = Teacher(bank, writer, settings.num_logits, settings.temperature, settings.max_new_tokens)
     teacher.check_reads(writer.prompt_ids(document.text), readable)
-    given = functools.partial(_given, settings, teacher, encoder)
+    given = functools.partial(_given, settings, teacher, preprocessor)
     asked = given(document.text, has_answers=False) if rows else None
     if asked is not None:
         if not asked.fit(rows, readable):
@@ -87,13 +87,13 @@ def prepare(settings: Distillation) -> Classroom:
         study: Study = QuestionStudy(asked, rows, length, settings.batch_size, settings.seed)
     else:
         way: Any = ChatStudy if holds_chats else PlainStudy
-        lessons = way(teacher, encoder, settings.kinds)
+        lessons = way(teacher, preprocessor, settings.kinds)
         lesson = longest_lesson(settings, lessons.longest_form if holds_chats else 0)
         room = room_to_read(readable, lesson, config.num_virtual_tokens)
         length = chunk_length(settings, document.num_tokens, room, lesson)
         study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
     told = {"distillation": {**settings.as_dict(), "chats": holds_chats}}
-    bank.add(settings.name, config, tokenizer=encoder.tokenizer, metadata=told)
+    bank.add(settings.name, config, tokenizer=preprocessor.tokenizer, metadata=told)
     behind_prefix = Room(bank, settings.name)
     if asked is not None:
         asked.check_room(rows, behind_prefix)
@@ -104,18 +104,18 @@ def prepare(settings: Distillation) -> Classroom:
         measured_by = whole if fits else given("", has_answers=True)
         measured_by.check_room(eval_rows, behind_prefix)
         questions = functools.partial(_in_batches, measured_by, eval_rows, settings.batch_size)
-    collate = Collator(padding_id(encoder.tokenizer))
+    collate = Collator(padding_id(preprocessor.tokenizer))
     return Classroom(bank, document, length, fits, study, questions, collate, settings.batch_size)
 
 
 def _given(
-    settings: Distillation, teacher: Teacher, encoder: ExampleTokenizer, document: str, has_answers: bool
+    settings: Distillation, teacher: Teacher, preprocessor: TextPreprocessor, document: str, has_answers: bool
 ) -> GivenQuestions:
     if settings.messages is not None:
-        chats = Chats(settings.messages, encoder.tokenizer)
-        return GivenQuestions(teacher, in_chats(encoder), chats, document, has_answers, end_with_line=False)
+        chats = Chats(settings.messages, preprocessor.tokenizer)
+        return GivenQuestions(teacher, in_chats(preprocessor), chats, document, has_answers, end_with_line=False)
     templates = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
-    return GivenQuestions(teacher, encoder, templates, document, has_answers, end_with_line=True)
+    return GivenQuestions(teacher, preprocessor, templates, document, has_answers, end_with_line=True)
 
 
 def _in_batches(given: GivenQuestions, rows: Sequence[Row], batch_size: int) -> list[Lesson]:

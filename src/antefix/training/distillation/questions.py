@@ -12,7 +12,7 @@ from antefix.training.distillation.teacher import Teacher
 from antefix.training.examples import Wording
 from antefix.training.room import Room
 from antefix.training.rows import Row
-from antefix.training.tokens import ExampleTokenizer
+from antefix.training.tokens import TextPreprocessor
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GivenQuestions:
     """
 
     teacher: Teacher
-    encoder: ExampleTokenizer
+    preprocessor: TextPreprocessor
     wording: Wording
     document: str
     has_answers: bool
@@ -65,17 +65,17 @@ class GivenQuestions:
     def _context(self, row: Row) -> list[int]:
         """Return the ids of a question as the teacher reads it, the document first."""
         text = before_all(self.document) if self.document else ""
-        return self.encoder.prompt_ids(self.wording.prompt(row, text))
+        return self.preprocessor.prompt_ids(self.wording.prompt(row, text))
 
     def _prompt(self, row: Row) -> list[int]:
         """Return the ids of a question as the student reads it."""
-        return self.encoder.prompt_ids(self.wording.prompt(row, ""))
+        return self.preprocessor.prompt_ids(self.wording.prompt(row, ""))
 
     def _longest_answer(self, row: Row) -> int:
         return len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
 
     def _answer(self, row: Row) -> list[int]:
         """Return the ids of a row's own answer, without an end-of-text token where the teacher would end the line."""
-        ids = self.encoder.tokenize(self.wording.example(row)).answer
-        ends = self.end_with_line and len(ids) > 1 and ids[-1] == self.encoder.tokenizer.eos_token_id
+        ids = self.preprocessor.tokenize(self.wording.example(row)).answer
+        ends = self.end_with_line and len(ids) > 1 and ids[-1] == self.preprocessor.tokenizer.eos_token_id
         return ids[:-1] if ends else ids

@@ -15,7 +15,7 @@ from antefix.initialize import token_prefix
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.targets import Targets
 from antefix.training.generation import before_end, ends_of, generate_ids
-from antefix.training.tokens import ExampleTokenizer, pad_inputs, pad_rows, padding_id
+from antefix.training.tokens import TextPreprocessor, pad_inputs, pad_rows, padding_id
 
 _NAME = "what the teacher reads"
 MOST_TRIED = 32
@@ -33,11 +33,11 @@ class Teacher:
     """
 
     def __init__(
-        self, bank: PrefixBank, encoder: ExampleTokenizer, num_logits: int, temperature: float, max_new: int
+        self, bank: PrefixBank, preprocessor: TextPreprocessor, num_logits: int, temperature: float, max_new: int
     ) -> None:
         self.bank = bank
-        self.tokenizer = encoder.tokenizer
-        self.ends = ends_of(bank.model) | encoder.ends
+        self.tokenizer = preprocessor.tokenizer
+        self.ends = ends_of(bank.model) | preprocessor.ends
         self.num_logits = num_logits
         self.temperature = temperature
         self.max_new_tokens = max_new
