@@ -22,11 +22,11 @@ from antefix.heads import MODULE_NAME, Heads
 from antefix.initialize import initial_prefix
 from antefix.observation import device_of
 from antefix.peft_format import read_peft
-from antefix.placement import Placement
 from antefix.prefix import Prefix, base_fingerprint, geometry_fingerprint
+from antefix.resident import ResidentPrefixes
 from antefix.scope import Scope
 from antefix.selection import Selection, names_of
-from antefix.sites import KINDS, Kind, Site, readers, sites_and_cut_off
+from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, text_sites
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 
@@ -41,7 +41,7 @@ def attach(
     Of a `PeftModel` the base is opened, with the LoRA layers that it has, so that its prefixes fit the bare base, too.
     Frozen prefixes stay on the CPU in the dtype they have; where attention needs another device or dtype, at most
     `max_resident_prefixes` have a copy there, the most recently used ones.
-    Raises `UnsupportedModelError` where prefixes cannot reach the attention, `ConfigError` where a bank is attached.
+    Raises `UnsupportedModelError` if prefixes cannot reach the attention, `ConfigError` if a bank is attached.
     """
     outer = model
     model = getattr(model, "get_base_model", lambda: model)()
@@ -51,7 +51,7 @@ def attach(
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:
         raise ConfigError(f"max_resident_prefixes is {max_resident_prefixes!r}; it must be 1 or more.")
-    bank = PrefixBank(model, *sites_and_cut_off(model, example_inputs), Placement(max_resident_prefixes))
+    bank = PrefixBank(model, *sites_and_cut_off(model, example_inputs), ResidentPrefixes(max_resident_prefixes))
     bank.outer_model = outer
     if model.config.is_encoder_decoder and all(site.kind != "encoder" for site in bank.sites):
         logger.warning(
@@ -70,17 +70,17 @@ class PrefixBank:
     """
 
     def __init__(
-        self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str], placement: Placement
+        self, model: PreTrainedModel, sites: tuple[Site, ...], cut_off: frozenset[str], resident: ResidentPrefixes
     ) -> None:
         self.model = model
         self.outer_model: nn.Module = model
         """What was attached to: the model itself, or the `PeftModel` around it."""
         self.sites = sites
         self.fingerprint = geometry_fingerprint(sites)
-        self._readers = readers(model, sites)
+        self._text_sites = text_sites(model, sites)
         self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
         self._metadata: dict[str, dict[str, Any]] = {}
-        self._placement = placement
+        self._resident = resident
         self._trainable = nn.ModuleList()
         self._frozen_base: list[nn.Parameter] = []
         self._default: Selection = None
@@ -119,7 +119,7 @@ class PrefixBank:
         A `PrefixSource` makes the prefix anew for every forward. It stays the caller's: its parameters are not put into
         the model, and nothing is frozen for it. `metadata` is kept with the prefix and saved with it.
         `freeze_base=False` leaves everything else as trainable as it is, such as LoRA weights to be trained together
-        with the prefix. Raises `ConfigError`, `ContextLengthError` where the model has too few positions, and
+        with the prefix. Raises `ConfigError`, `ContextLengthError` if the model has too few positions, and
         `PrefixMismatchError` for a `Prefix` or a source of another base model.
         """
         self._check_attached()
@@ -134,7 +134,7 @@ class PrefixBank:
             )
         if isinstance(source, (Prefix, PrefixSource)):
             made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self._readers)
+            made.check_fits(self.sites, self._text_sites)
             self._stacks.check_room(made.sites, made.num_virtual_tokens)
             self._heads.load(name, made.modules)
             self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
@@ -189,7 +189,7 @@ class PrefixBank:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
         held = self._get(name)
         del self._prefixes[name], self._metadata[name]
-        self._placement.drop(name)
+        self._resident.drop(name)
         heads = self._heads.remove(name)
         if not isinstance(held, Prefix):
             self._trainable = nn.ModuleList(part for part in self._trainable if part not in [*held, *heads])
@@ -244,10 +244,10 @@ class PrefixBank:
         if not torch.compiler.is_compiling():
             self._heads.check_in_use(name)
         if isinstance(held, Prefix):
-            return self._placement.frozen(name, held)
+            return self._resident.frozen(name, held)
         needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
         return KeysAndValues(
-            {path: pair for source in needed for path, pair in self._placement.made(source, cache).items()}
+            {path: pair for source in needed for path, pair in self._resident.made(source, cache).items()}
         )
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
@@ -277,7 +277,7 @@ class PrefixBank:
         return {
             "base_model": self.model.config.name_or_path or "",
             "base_class": type(self.model).__name__,
-            "fingerprint": base_fingerprint(self.sites, self._readers, sites),
+            "fingerprint": base_fingerprint(self.sites, self._text_sites, sites),
         }
 
     def _check_attached(self) -> None:

@@ -1,4 +1,4 @@
-"""New prefixes from old ones: one after another, averaged, or a part of one.
+"""New prefixes from old ones: one after another, or averaged.
 
 Keys are taken as they are, so each token keeps the position that was put into its key. Of two prefixes in a row, both
 begin where each began alone, and the sequence stands behind their tokens together, further from each than in training.
@@ -26,7 +26,7 @@ def concat(prefixes: Sequence[Prefix]) -> Prefix:
     each part was made of.
 
     Cartridges (Eyuboglu et al. 2025, arXiv 2506.06266) of two documents put together so answer questions of both.
-    Raises `ConfigError` for an empty list and `PrefixMismatchError` where the sites differ.
+    Raises `ConfigError` for an empty list and `PrefixMismatchError` if the sites differ.
     """
     first = _first(prefixes)
     made = {"kind": "concat", "num_virtual_tokens": [prefix.num_virtual_tokens for prefix in prefixes]}

@@ -89,7 +89,7 @@ class PrefixConfig:
 
 
 def _usual_kinds(sites: Sequence[Site]) -> tuple[Kind, ...]:
-    """Return all kinds, but where no cross-attention ties a decoder to encoders, which are towers then, its own.
+    """Return all kinds, or only the decoder's if no cross-attention ties it to the encoders, which are then towers.
 
     Cross-attention does so among a decoder's layers; elsewhere it is how a tower sums up an image.
     """

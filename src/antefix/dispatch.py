@@ -58,7 +58,7 @@ def switch(module: nn.Module, name: str, function: AttentionFunction, **attribut
 
 
 def is_switched(module: nn.Module) -> bool:
-    """Tell whether a module has a config of antefix's."""
+    """Return whether a module has a config of antefix's."""
     return hasattr(getattr(module, "config", None), "antefix_base")
 
 
@@ -81,7 +81,7 @@ def settings_of(config: object) -> dict[str, Any]:
 
 
 def is_causal(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
-    """Tell whether an attention module hides later keys, by what it passes or by what it is."""
+    """Return whether an attention module hides later keys, by what it passes or by what it is."""
     passed = arguments.get("is_causal")
     return bool(getattr(module, "is_causal", True) if passed is None else passed)
 

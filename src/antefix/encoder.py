@@ -44,15 +44,16 @@ class PrefixSource(Protocol):
 
 
 class PrefixEncoder(nn.Module):
-    """Make the keys and values of all sites of one kind from trainable parameters, which begin in fp32.
+    """Make the keys and values of some sites from trainable parameters, which begin in fp32.
 
-    The flat output has one row a virtual token: for each site its key, then its value, heads first. `initial` is the
+    The flat output has one row per virtual token: for each site its key, then its value, heads first. `initial` is the
     prefix to begin at; without one, the parameters are drawn as PyTorch draws them. With the MLP, `initial` is added
     to what the network makes, which begins at zero. Keys and values are cast to `attention_dtype` at once, if
     one is given; where attention computes in another, it casts them again, site by site.
     """
 
     start: torch.Tensor | None
+    frozen: torch.Tensor | None
     dtype_of: torch.Tensor | None
 
     def __init__(
@@ -71,6 +72,9 @@ class PrefixEncoder(nn.Module):
         self.width = sum(site.width for site in self.sites)
         self.dropout = nn.Dropout(config.dropout)
         start = None if initial is None else flatten(initial, self.sites)
+        # A copy, because the optimiser changes an embedding that begins at `start` in place.
+        frozen = start[: self.num_frozen_tokens].clone() if start is not None and self.num_frozen_tokens else None
+        self.register_buffer("frozen", frozen)
         if config.reparameterization == "mlp":
             narrow = self.sites[0].num_key_value_heads * self.sites[0].key_dim
             self.embedding = nn.Embedding(self.num_virtual_tokens, narrow, dtype=torch.float32)
@@ -84,8 +88,7 @@ class PrefixEncoder(nn.Module):
         else:
             self.embedding = nn.Embedding(self.num_virtual_tokens, self.width, _weight=start, dtype=torch.float32)
             self.transform = nn.Identity()
-            # A copy, because the optimiser changes the embedding in place.
-            self.register_buffer("start", start.clone() if start is not None and self.num_frozen_tokens else None)
+            self.register_buffer("start", None)
 
     def forward(
         self, tokens: Int[torch.Tensor, "*batch token"] | None = None, dropout: bool = False
@@ -98,13 +101,13 @@ class PrefixEncoder(nn.Module):
         if tokens is None:
             tokens = torch.arange(self.num_virtual_tokens, device=embedded.device)
         flat: torch.Tensor = self.transform(embedded)
-        start = None if self.start is None else self.start[tokens]
-        if start is not None and isinstance(self.transform, nn.Sequential):
-            flat = start + flat
+        if self.start is not None:
+            flat = self.start[tokens] + flat
         if dropout:
             flat = self.dropout(flat)
-        if start is not None:
-            flat = torch.where((tokens < self.num_frozen_tokens)[..., None], start, flat)
+        if self.frozen is not None:
+            frozen = self.frozen[tokens.clamp(max=self.num_frozen_tokens - 1)]
+            flat = torch.where((tokens < self.num_frozen_tokens)[..., None], frozen, flat)
         return flat
 
     def keys_and_values(self, dropout: bool = True) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

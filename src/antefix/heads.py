@@ -10,18 +10,19 @@ import copy
 import functools
 import itertools
 import threading
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from antefix.attention.carrier import Carrier
 from antefix.dispatch import is_switched
 from antefix.errors import ConfigError, PrefixMismatchError
-from antefix.selection import Selection, names_of, rows_of
+from antefix.replacement import Replacement, is_float
+from antefix.selection import Selection, names_of
 from antefix.sharding import whole
 
 MODULE_NAME = "antefix_prefixes"
@@ -38,15 +39,15 @@ class Heads:
         self.selection = selection
         self._in_use = Carrier(self._selected)
         self._copies: dict[str, dict[str, nn.Module]] = {}
-        self._undo: dict[Callable[..., Any], Callable[[], None]] = {}
-        """By the `forward` that lets copies compute in place of a base's module, how to take it from there."""
-        self._replaced: dict[str, nn.Module] = {}
-        """The base's modules in whose place copies compute, by path."""
+        self._replacements: list[Replacement] = []
+        self._layers: list[nn.Module] = []
+        """What lies around the replaced modules and may be checkpointed."""
+        self._hooks: list[RemovableHandle] = []
 
     def add(self, name: str, modules: Sequence[str]) -> list[nn.Module]:
         """Begin trainable copies, in fp32, of the modules with these paths or last parts of a path.
 
-        Raises `ConfigError` where a name fits none, more than one, or one that holds attention, no parameters, or what
+        Raises `ConfigError` if a name fits none, more than one, or one that holds attention, no parameters, or what
         a prefix file does not keep, and where two overlap.
         """
         paths = [self._find(module) for module in modules]
@@ -59,7 +60,7 @@ class Heads:
     def load(self, name: str, parameters: Mapping[str, Tensor]) -> None:
         """Add the modules of a prefix by their tensors' full names in the model.
 
-        Raises `PrefixMismatchError` where the model has no such module, or one of another shape, and where two overlap.
+        Raises `PrefixMismatchError` if the model has no such module, or one of another shape, and where two overlap.
         """
         by_path: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in parameters.items():
@@ -83,10 +84,11 @@ class Heads:
         return dict(self._copies.get(name, {}))
 
     def check_in_use(self, name: str) -> None:
-        """Raise `ConfigError` where a module that a prefix brings a copy of was replaced in the model since."""
+        """Raise `ConfigError` if a module that a prefix brings a copy of was replaced in the model since."""
         for path in self._copies.get(name, {}):
             parts = set(self.model.get_submodule(path).modules())
-            if self._replaced.get(path) not in parts and not any(map(self._dispatches, parts)):
+            here = {replacement.module for replacement in self._replacements if replacement.path == path}
+            if here.isdisjoint(parts) and not any(map(self._is_replaced, parts)):
                 raise ConfigError(
                     f"'{path}' of {type(self.model).__name__} was replaced after the prefix '{name}' was added, which "
                     "brings one in its place; replace modules first, and then add the prefix."
@@ -98,9 +100,12 @@ class Heads:
 
     def close(self) -> None:
         """Let the base's own modules compute again."""
-        for undo in self._undo.values():
-            undo()
-        self._undo.clear()
+        for replacement in self._replacements:
+            replacement.undo()
+        for hook in self._hooks:
+            hook.remove()
+        self._in_use.leave_checkpoints(self._layers)
+        self._replacements, self._layers, self._hooks = [], [], []
 
     def _base(self) -> dict[str, nn.Module]:
         """Return the base's modules by path, without what trains beside them."""
@@ -119,7 +124,7 @@ class Heads:
         module = _computing(self.model.get_submodule(paths[0]))
         if not _has_parameters(module):
             raise ConfigError(f"the trainable module '{paths[0]}' has no parameters to train; name a head that has.")
-        if odd := [name for name, held in module.state_dict().items() if not _is_float(held)]:
+        if odd := [name for name, held in module.state_dict().items() if not is_float(held)]:
             raise ConfigError(
                 f"the trainable module '{paths[0]}' holds '{odd[0]}', which is no floating-point tensor, and a prefix "
                 "file keeps no other; name a part of it without that."
@@ -132,43 +137,31 @@ class Heads:
     def _copy(self, path: str) -> nn.Module:
         """Copy the base's module, and let the copies of the prefixes in use compute from now on."""
         module = self.model.get_submodule(path)
-        self._dispatch(path, module)
+        self._replace(path, module)
         copied = copy.deepcopy(_computing(module))  # while other threads go on to compute with it
         for part in copied.modules():
-            if self._dispatches(part):
+            if self._is_replaced(part):
                 del cast(Any, part).forward
         return copied
 
-    def _dispatch(self, path: str, module: nn.Module) -> None:
+    def _replace(self, path: str, module: nn.Module) -> None:
         """Let the copies of the prefixes in use compute in place of this module."""
-        if self._dispatches(module):
+        if self._is_replaced(module):
             return
-        own = vars(module).get("forward")
         layers = self._checkpointed_around(module)
 
-        # Functions, not methods of heads: a deep copy of a module that they lie in leaves all heads as they are.
+        # A function, not a method: a deep copy of a layer with this hook leaves all heads as they are.
         def remember(layer: nn.Module, args: Any) -> None:
             self._in_use.enter_checkpoints([layer])
 
-        def dispatch(computing: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            original = own or functools.partial(type(computing).forward, computing)
-            if dispatch not in self._undo:  # a copy that PEFT trains beside the base outlives the bank
-                return original(*args, **kwargs)
-            return self._compute(path, original, args, kwargs)
+        self._hooks += [layer.register_forward_pre_hook(remember) for layer in layers]
+        self._layers += layers
+        choices = functools.partial(self._choices, path)
+        self._replacements.append(Replacement(path, module, choices))
 
-        hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
-
-        def undo() -> None:
-            del cast(Any, module).forward
-            if own is not None:
-                module.forward = own
-            for hook in hooks:
-                hook.remove()
-            self._in_use.leave_checkpoints(layers)
-
-        self._replaced[path] = module
-        self._undo[dispatch] = undo
-        module.forward = types.MethodType(dispatch, module)  # of a deep copy, as PEFT trains, with its own parameters
+    def _choices(self, path: str) -> list[nn.Module | None]:
+        """Return the copy that computes in place of the module at this path, for each prefix in use."""
+        return [copies.get(path) for copies in self._in_use.held]
 
     def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
         """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
@@ -176,8 +169,8 @@ class Heads:
         checkpointed = [other for other in others if hasattr(other, "gradient_checkpointing")]
         return [outer for outer in checkpointed if any(part is module for part in outer.modules())]
 
-    def _dispatches(self, module: nn.Module) -> bool:
-        return getattr(vars(module).get("forward"), "__func__", None) in self._undo
+    def _is_replaced(self, module: nn.Module) -> bool:
+        return any(replacement.is_of(module) for replacement in self._replacements)
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = self._base()
@@ -201,28 +194,6 @@ class Heads:
         """Return the copies, by path, of each prefix that this thread uses now, in the order of its selection."""
         return [self._copies.get(name or "", {}) for name in names_of(self.selection())]
 
-    def _compute(self, path: str, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        choices = [copies.get(path) for copies in self._in_use.held]
-        dtype = next(self.model.get_submodule(path).parameters()).dtype
-
-        def answer(module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            return original(*args, **kwargs) if module is None else _call(module, args, kwargs, dtype)
-
-        modules = dict.fromkeys(choices)
-        if len(modules) == 1:
-            return answer(choices[0], args, kwargs)
-        batch = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), 0)
-        chosen = rows_of(choices, batch)
-        answered: dict[int, Tensor] = {}
-        for module in modules:
-            rows = [row for row, other in enumerate(chosen) if other is module]
-            own = [_rows_of(value, rows, batch) for value in args]
-            output = answer(module, own, {name: _rows_of(value, rows, batch) for name, value in kwargs.items()})
-            if not isinstance(output, Tensor) or len(output) != len(rows):
-                raise ConfigError(f"rows cannot use trained modules '{path}' of several prefixes; run each on its own.")
-            answered.update(zip(rows, output, strict=True))
-        return torch.stack([answered[row] for row in range(batch)])
-
 
 def _overlap(paths: Iterable[str]) -> str | None:
     """Return two paths of which one is the other or lies inside it, as a sentence names them, if there are such."""
@@ -230,27 +201,6 @@ def _overlap(paths: Iterable[str]) -> str | None:
         if inner.startswith(outer):
             return f"'{outer[:-1]}' and '{inner[:-1]}'"
     return None
-
-
-def _rows_of(value: Any, rows: Sequence[int], batch: int) -> Any:
-    """Return these rows of an input that has one for each of the batch."""
-    has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-    return torch.stack([value[row] for row in rows]) if has_rows else value
-
-
-def _call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Compute in the copy's dtype, which may be finer than the base's `dtype`, and answer in that of the inputs.
-
-    Token ids have none; to them it answers as the base would.
-    """
-    inner = next(module.parameters()).dtype
-    outer = next((value.dtype for value in (*args, *kwargs.values()) if _is_float(value)), dtype)
-
-    def cast_to(value: Any, dtype: torch.dtype) -> Any:
-        return value.to(dtype) if _is_float(value) else value
-
-    output = module(*(cast_to(v, inner) for v in args), **{name: cast_to(v, inner) for name, v in kwargs.items()})
-    return cast_to(output, outer)
 
 
 def _follow_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -292,7 +242,3 @@ def _computing(module: nn.Module) -> nn.Module:
 
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

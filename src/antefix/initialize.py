@@ -33,7 +33,7 @@ def initial_prefix(
 ) -> Prefix | None:
     """Return what a prefix of this config starts from; None for an MLP that starts from noise, which draws its own.
 
-    Raises `ConfigError` where a text is to be read without a tokenizer.
+    Raises `ConfigError` if a text is to be read without a tokenizer.
     """
     if config.init == "text":
         if tokenizer is None:

@@ -35,9 +35,10 @@ _MADE_BY: dict[str, tuple[Any, Mapping[str, Any]]] = {
 def shapes_only(name: str, task_type: str | None = None) -> PreTrainedModel:
     """Build a model from its configuration alone, on the meta device.
 
-    Its attention is eager and it knows no padding, because nothing may ask for a number; in bf16, experts have shapes
-    there, too. `name` is a hub name, a folder, a config.json, or 'embedded', `task_type` one of PEFT's, as models for
-    different tasks have their attention at different paths. Raises `ConfigError` where it cannot be loaded.
+    Nothing in it may ask for a number, so its attention is eager and it knows no padding. It is in bf16, because on the
+    meta device experts are multiplied in no other dtype. `name` is a hub name, a folder, a config.json, or 'embedded',
+    `task_type` one of PEFT's, as models for different tasks have their attention at different paths. Raises
+    `ConfigError` if it cannot be loaded.
     """
     with reporting_failure("configuration", name):
         config = AutoConfig.from_pretrained(source_of(name))
@@ -53,7 +54,7 @@ def shapes_only(name: str, task_type: str | None = None) -> PreTrainedModel:
 
 
 def task_of(base_class: object) -> str | None:
-    """Return PEFT's name of the task that a class of models is made for; None where it writes or fills in text."""
+    """Return PEFT's name of the task that a class of models is made for; None if it writes or fills in text."""
     return next((task for task, (_, names) in _MADE_BY.items() if base_class in names.values()), None)
 
 

@@ -102,7 +102,7 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 def takes_keywords(module: nn.Module) -> bool:
-    """Tell whether a module's forward takes keywords that it does not know."""
+    """Return whether a module's forward takes keywords that it does not know."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.forward).parameters.values())
 
 
@@ -136,7 +136,7 @@ def _send_probe(module: PreTrainedModel) -> Iterator[None]:
 
 
 def _is_decoders(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
-    """Tell whether self-attention is a decoder's: it says so, or says nothing and takes a cache."""
+    """Return whether self-attention is a decoder's: it says so, or says nothing and takes a cache."""
     if arguments.get("is_causal") is None and not hasattr(module, "is_causal"):
         return not {"past_key_values", "cache"}.isdisjoint(inspect.signature(module.forward).parameters)
     return is_causal(module, arguments) or bool(getattr(module, "is_decoder", False))

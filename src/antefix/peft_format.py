@@ -20,7 +20,7 @@ from antefix.errors import ConfigError, PrefixFormatError
 from antefix.peft_heads import modules_to_save
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, own_copy
-from antefix.sites import Kind, Site, discover_sites, readers
+from antefix.sites import Kind, Site, discover_sites, text_sites
 from antefix.storage import read_tensors, write_together
 
 CONFIG_NAME = "adapter_config.json"
@@ -61,7 +61,7 @@ def read_peft(folder: str | os.PathLike[str], model: PreTrainedModel, sites: Seq
         metadata={
             "base_model": name,
             "base_class": type(model).__name__,
-            "fingerprint": base_fingerprint(sites, readers(model, sites), chosen),
+            "fingerprint": base_fingerprint(sites, text_sites(model, sites), chosen),
             "peft": {"peft_type": config["peft_type"], "task_type": config.get("task_type")},
         },
         modules={_module_name(key, config, folder, model): tensor for key, tensor in tensors.items()},
@@ -84,7 +84,7 @@ def write_peft(
     """
     folder = Path(folder)
     sites = discover_sites(model) if sites is None else sites
-    prefix.check_fits(sites, readers(model, sites))
+    prefix.check_fits(sites, text_sites(model, sites))
     chosen = peft_sites(model, sites)
     _check_expressible(prefix, chosen)
     layout = layout_for(prefix, chosen, 2 if model.config.is_encoder_decoder else 1)
@@ -111,7 +111,7 @@ def write_peft(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what PEFT says of a checkpoint; raises `PrefixFormatError` where it is none of these kinds of prefixes."""
+    """Return what PEFT says of a checkpoint; raises `PrefixFormatError` if it is none of these kinds of prefixes."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise PrefixFormatError(

@@ -23,7 +23,7 @@ _HEADS = {
 
 
 def modules_to_save(prefix: Prefix, model: PreTrainedModel, task_type: str) -> list[str]:
-    """Return the modules that PEFT must be told of; raises `ConfigError` where it could not load the checkpoint."""
+    """Return the modules that PEFT must be told of; raises `ConfigError` if it could not load the checkpoint."""
     trained = {name.partition(":")[0] for name in prefix.modules}
     if task_type in _HEADS and not trained:
         raise ConfigError(

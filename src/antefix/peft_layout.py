@@ -35,7 +35,7 @@ class PeftLayout:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> PeftLayout:
-        """Read the layout from a configuration; raises `PrefixFormatError` where it is none."""
+        """Read the layout from a configuration; raises `PrefixFormatError` if it is none."""
         numbers = {field.name: config.get(field.name) for field in fields(cls)}
         for name, number in numbers.items():
             if type(number) is not int or number < 1:
@@ -86,7 +86,7 @@ class PeftLayout:
 def peft_sites(model: PreTrainedModel, sites: Sequence[Site]) -> tuple[Site, ...]:
     """Return those sites of a model that PEFT has prefixes for: self-attention of the decoder, or of the only encoder.
 
-    Raises `UnsupportedModelError` where its layers are not what PEFT takes them for.
+    Raises `UnsupportedModelError` if its layers are not what PEFT takes them for.
     """
     chosen = [site for site in sites if site.kind == "decoder"] or [site for site in sites if site.kind == "encoder"]
     if [site.layer for site in chosen] != list(range(len(chosen))):

@@ -53,7 +53,7 @@ class Prefix:
     def __getitem__(self, tokens: slice) -> Prefix:
         """Return the prefix of some tokens in a row, `prefix[1:]` the one without the first; keys stay as they are.
 
-        Raises `ConfigError` where none is left.
+        Raises `ConfigError` if none is left.
         """
         is_part = isinstance(tokens, slice) and tokens.step in (None, 1)
         if not is_part or not range(*tokens.indices(self.num_virtual_tokens)):
@@ -84,15 +84,15 @@ class Prefix:
         """Copy and pickle as plain data, which read-only mappings would refuse."""
         return Prefix, (self.sites, dict(self.keys), dict(self.values), dict(self.metadata), dict(self.modules))
 
-    def check_fits(self, base_sites: Sequence[Site], readers: Sequence[Site]) -> None:
+    def check_fits(self, base_sites: Sequence[Site], text_sites: Sequence[Site]) -> None:
         """Raise `PrefixMismatchError`, saying what differs, unless this prefix was made for a base with these sites.
 
-        `readers` are those in stacks that read tokens. The fingerprint, of either, tells what the prefix's own sites
+        `text_sites` are those in stacks that read tokens. The fingerprint, of either, tells what the prefix's own sites
         cannot: that its base had no others.
         """
         known = {site.path: site for site in base_sites}
         differences = [_difference(site, known.get(site.path)) for site in self.sites if known.get(site.path) != site]
-        fitting = (geometry_fingerprint(base_sites), base_fingerprint(base_sites, readers, self.sites))
+        fitting = (geometry_fingerprint(base_sites), base_fingerprint(base_sites, text_sites, self.sites))
         if not differences and self.metadata.get("fingerprint", fitting[0]) not in fitting:
             differences = [
                 f"it has the prefix's sites, but its {len(base_sites)} sites are not all those that were found in the "
@@ -146,13 +146,13 @@ def geometry_fingerprint(sites: Sequence[Site]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def base_fingerprint(base_sites: Sequence[Site], readers: Sequence[Site], sites: Sequence[Site]) -> str:
-    """Return the fingerprint of the base that a prefix at these sites is made for; `readers` are its sites that read.
+def base_fingerprint(base_sites: Sequence[Site], text_sites: Sequence[Site], sites: Sequence[Site]) -> str:
+    """Return the fingerprint of the base that a prefix at these sites is made for; `text_sites` are all that read text.
 
     A prefix in stacks that read tokens is made for these alone: `attach` finds a tower only where it is shown what the
     tower reads.
     """
-    return geometry_fingerprint(readers if set(sites) <= set(readers) else base_sites)
+    return geometry_fingerprint(text_sites if set(sites) <= set(text_sites) else base_sites)
 
 
 def _shown(tokens: object) -> str:

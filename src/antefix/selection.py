@@ -30,7 +30,7 @@ def names_of(selection: Selection) -> Sequence[str | None]:
 def rows_of(names: Sequence[Choice], batch: int) -> list[Choice]:
     """Repeat each row's choice as often as `generate` repeats the row, for beams or several answers.
 
-    Raises `ConfigError` where the rows are no multiple of the names.
+    Raises `ConfigError` if the rows are no multiple of the names.
     """
     times, rest = divmod(batch, len(names))
     if rest or not times:

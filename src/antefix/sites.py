@@ -45,7 +45,7 @@ class Site:
 def discover_sites(model: PreTrainedModel, example_inputs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
     """Find the sites of a model by running one forward of a few tokens, or of `example_inputs`.
 
-    Raises `UnsupportedModelError` where no attention dispatches through `AttentionInterface`.
+    Raises `UnsupportedModelError` if no attention dispatches through `AttentionInterface`.
     """
     return sites_and_cut_off(model, example_inputs)[0]
 
@@ -85,19 +85,19 @@ def stack_path(model: PreTrainedModel, site: Site) -> str:
     return next(path for path in around if isinstance(model.get_submodule(path), PreTrainedModel))
 
 
-def readers(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[Site, ...]:
+def text_sites(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[Site, ...]:
     """Return the sites in stacks that read tokens, which a forward of text alone reaches, too."""
     return tuple(site for site in sites if reads_tokens(model.get_submodule(stack_path(model, site))))
 
 
 def reads_tokens(stack: nn.Module) -> bool:
-    """Tell whether a stack reads the tokens of a text, rather than an image or a sound."""
+    """Return whether a stack reads the tokens of a text, rather than an image or a sound."""
     parameters = inspect.signature(stack.forward).parameters
     return "input_ids" in parameters or "inputs_embeds" in parameters
 
 
 def shares_keys(model: PreTrainedModel, site: Site) -> bool:
-    """Tell whether a site's attention takes its keys and values from another layer, and its cache with them."""
+    """Return whether a site's attention takes its keys and values from another layer, and its cache with them."""
     return bool(getattr(model.get_submodule(site.path), "is_kv_shared_layer", False))
 
 
@@ -174,7 +174,7 @@ def _site(call: AttentionCall, place: Kind | None) -> Site:
 
 
 def _observe_tokens(model: PreTrainedModel) -> list[AttentionCall]:
-    """Show a model a few tokens; raises `UnsupportedModelError` where it asks for more than those."""
+    """Show a model a few tokens; raises `UnsupportedModelError` if it asks for more than those."""
     inputs = _tiny_inputs(model)
     try:
         return observe_text(model, inputs)

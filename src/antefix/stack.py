@@ -63,7 +63,7 @@ class Stack:
 
     @property
     def limit(self) -> int | None:
-        """How many positions the stack has, or was made for; None where it names no number."""
+        """How many positions the stack has, or was made for; None if it names no number."""
         made_for = getattr(self.module.config, "max_position_embeddings", None)
         return min((limit for limit in (made_for, self.positions.limit) if limit is not None), default=None)
 
@@ -137,7 +137,7 @@ class Stack:
 
 
 def _batch_size(inputs: Mapping[str, Any]) -> int | None:
-    """Return the rows of the stack's main input; None where it has no input."""
+    """Return the rows of the stack's main input; None if it has no input."""
     for name in ("input_ids", "inputs_embeds"):
         if isinstance(inputs.get(name), Tensor):
             return int(inputs[name].shape[0])

@@ -81,7 +81,7 @@ class Stacks:
                 )
 
     def _is_wanted(self, site: Site) -> bool:
-        """Tell whether a prefix in use now has something for a site."""
+        """Return whether a prefix in use now has something for a site."""
         names = [name for name in names_of(self._selection()) if name is not None]
         return any(site.path in self._materialize(name, [site], None).pairs for name in names)
 

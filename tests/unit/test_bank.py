@@ -203,7 +203,7 @@ def test_a_name_given_anew_is_the_new_prefix_also_behind_a_late_forward() -> Non
     assert isinstance(held, antefix.Prefix)
     bank.remove("a")
     bank.add("a", new)
-    bank._placement.frozen("a", held)  # as a forward does that looked the name up before
+    bank._resident.frozen("a", held)  # as a forward does that looked the name up before
     with bank.use("a"):
         assert torch.equal(run(model), expected)
 

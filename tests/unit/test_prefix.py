@@ -87,7 +87,7 @@ def test_a_deeper_base_with_the_same_first_layers_is_another_base() -> None:
     deeper = (*SITES, Site("c", "decoder", 2, 2, 6, 4))
     with pytest.raises(antefix.PrefixMismatchError, match="3 sites are not all those that were found in the other"):
         prefix.check_fits(deeper, deeper)
-    prefix.check_fits(deeper, readers=SITES)
+    prefix.check_fits(deeper, text_sites=SITES)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from antefix.vllm.geometry import CachedLayer
-from antefix.vllm.loading import Loading
-from antefix.vllm.scheduling import Scheduling
+from antefix.vllm.loading import PrefixLoader
+from antefix.vllm.scheduling import PrefixScheduler
 from antefix.vllm.ticket import Ticket
 
 ROOM = 64
@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self) -> None:
         layer = CachedLayer("layer", 0, 0, block_size=4, num_key_value_heads=1, head_size=2)
-        self.loading = Loading([layer], torch.float32, 0, 1)
+        self.loading = PrefixLoader([layer], torch.float32, 0, 1)
         self.reader = self.loading._reader = ByHand()  # type: ignore[assignment]
         self.written: list[list[int]] = []
         impl = SimpleNamespace(do_kv_cache_update=lambda m, k, v, cache, slots: self.written.append(slots.tolist()))
@@ -68,7 +68,7 @@ def request(name: str, ticket: Ticket | None = None, **settings: Any) -> Any:
 TICKET = Ticket("p", str(Path("p.safetensors")), 8, "content")
 
 
-def step(scheduling: Scheduling, workers: list[Worker]) -> None:
+def step(scheduling: PrefixScheduler, workers: list[Worker]) -> None:
     """Carry out one step on all workers, and report."""
     orders = scheduling.take_orders()
     reports = []
@@ -80,7 +80,7 @@ def step(scheduling: Scheduling, workers: list[Worker]) -> None:
 
 def test_a_request_waits_for_all_workers() -> None:
     workers = [Worker(), Worker()]
-    scheduling = Scheduling(num_workers=2, room=ROOM, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=2, room=ROOM, max_resident_prefixes=1)
     one = request("one", TICKET)
     scheduling.admit(one)
     assert (one.num_prompt_tokens, one._all_token_ids, one.max_tokens) == (11, [0] * 8 + [5, 6, 7], 50)
@@ -99,10 +99,10 @@ def test_a_request_waits_for_all_workers() -> None:
     assert scheduling.num_matched(one, 8) == (0, False)
 
 
-def one_worker_has_failed() -> tuple[Scheduling, list[Worker]]:
+def one_worker_has_failed() -> tuple[PrefixScheduler, list[Worker]]:
     """Return two workers, of which the first could not read a file that the second is still reading."""
     workers = [Worker(), Worker()]
-    scheduling = Scheduling(num_workers=2, room=ROOM, max_resident_prefixes=4)
+    scheduling = PrefixScheduler(num_workers=2, room=ROOM, max_resident_prefixes=4)
     scheduling.admit(request("one", TICKET))
     scheduling.num_matched(request("one", TICKET), 0)
     step(scheduling, workers)
@@ -133,7 +133,7 @@ def test_a_failure_that_comes_late_does_not_touch_the_next_attempt() -> None:
 @pytest.mark.parametrize("is_there", [True, False], ids=["one is there", "both are gone"])
 def test_a_file_of_the_same_content_is_read_where_another_is_gone(order: tuple[int, int], is_there: bool) -> None:
     worker = Worker()
-    scheduling = Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1)
     tickets = [Ticket("a", "gone.safetensors", 8, "content"), Ticket("b", "there.safetensors", 8, "content")]
     requests = [request(ticket.name, ticket) for ticket in tickets]
     for waiting in requests:
@@ -155,7 +155,7 @@ def test_a_file_of_the_same_content_is_read_where_another_is_gone(order: tuple[i
 
 def test_requests_fail_while_others_for_the_same_file_keep_coming() -> None:
     worker = Worker()
-    scheduling = Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1)
     waiting: list[Any] = []
     for number in range(6):
         waiting.append(request(str(number), TICKET))
@@ -191,7 +191,7 @@ def test_a_success_that_comes_late_leaves_nothing_behind() -> None:
     ids=lambda settings: next(iter(settings)),
 )
 def test_what_cannot_have_a_prefix_fails_and_raises_nothing(settings: dict[str, Any]) -> None:
-    scheduling = Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1)
     refused = request("refused", TICKET, **settings)
     scheduling.admit(refused)
     assert scheduling.num_matched(refused, 0) == (1, True)
@@ -203,7 +203,7 @@ def test_what_cannot_have_a_prefix_fails_and_raises_nothing(settings: dict[str, 
 
 
 def test_an_answer_ends_where_the_positions_do() -> None:
-    scheduling = Scheduling(num_workers=1, room=20, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=1, room=20, max_resident_prefixes=1)
     one = request("one", TICKET)
     one.sampling_params.min_tokens = 12
     scheduling.admit(one)
@@ -212,7 +212,7 @@ def test_an_answer_ends_where_the_positions_do() -> None:
 
 def test_a_repetition_penalty_sees_no_token_that_the_user_did_not_write() -> None:
     one = request("one", TICKET, sampling_params=SimpleNamespace(repetition_penalty=1.3, max_tokens=50, min_tokens=0))
-    Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1).admit(one)
+    PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1).admit(one)
     assert set(one.prompt_token_ids) == {5, 6, 7}
     assert one.num_prompt_tokens == len(one._all_token_ids) == 8 + 3
 
@@ -220,7 +220,7 @@ def test_a_repetition_penalty_sees_no_token_that_the_user_did_not_write() -> Non
 def test_reports_may_come_a_step_late() -> None:
     """Asynchronous scheduling orders step N + 1 before it hears of step N."""
     worker = Worker()
-    scheduling = Scheduling(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    scheduling = PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1)
     tickets = [TICKET, Ticket("q", "q.safetensors", 8, "other content")]
     requests = [request(ticket.name, ticket) for ticket in tickets]
     for waiting in requests:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from antefix.errors import ConfigError
-from antefix.vllm.settings import ADMIN_KEY, check_version
+from antefix.vllm.settings import ADMIN_KEY, USUAL_RESIDENT_PREFIXES, check_version
 
 
 def serve(
@@ -32,7 +32,7 @@ def serve(
     ] = None,
     max_resident_prefixes: Annotated[
         int, typer.Option(min=1, help="Most prefixes that a worker keeps in its host memory.")
-    ] = 64,
+    ] = USUAL_RESIDENT_PREFIXES,
 ) -> None:
     """Serve prefixes on vLLM, each under a name of its own, by OpenAI's interface; other options are vLLM's."""
     from antefix.vllm.launch import run_server, server_settings

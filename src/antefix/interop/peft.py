@@ -82,7 +82,7 @@ class AdapterSource:
         """Return key and value `(kv_head, token, head_dim)` by site path; PEFT's encoders have no dropout."""
         encoder = self.peft_model.prompt_encoder[self.name]
         flat = encoder.embedding.weight
-        if not self.peft_model.peft_config[self.name].inference_mode:  # in which what an MLP made is there without it
+        if not self.peft_model.peft_config[self.name].inference_mode:  # where the embedding holds what the MLP made
             tokens = torch.arange(self._layout.num_virtual_tokens, device=flat.device)
             flat = encoder(tokens[None])[0]
         return self._layout.deal(flat, self.sites)

@@ -52,7 +52,7 @@ def error_response(
 
 
 async def read_body(receive: Receive, most: int | None = None) -> bytes | None:
-    """Return the whole body of a request, or what came of it before the client went away; None where it is too long."""
+    """Return the whole body of a request, or what came of it before the client went away; None if it is too long."""
     parts, length, more = [], 0, True
     while more:
         message = await receive()

@@ -17,7 +17,7 @@ from antefix.vllm.slots import heads_of_rank, slots_of
 from antefix.vllm.ticket import Ticket
 
 
-class Loading:
+class PrefixLoader:
     """The prefixes in this worker's memory: for each of its layers `(token, key or value, kv_head, head_dim)`.
 
     They lie on the host, page-locked beside a GPU, so that they take nothing from what vLLM has planned; the blocks

@@ -21,7 +21,7 @@ from antefix.vllm.asgi import (
     with_body,
 )
 from antefix.vllm.requests import prompts_to_count, refusal, surely_fits, too_long, with_prefix, writes_a_ticket
-from antefix.vllm.responses import Rewriting, in_terms_of, naming_how_many
+from antefix.vllm.responses import ResponseRewriter, in_terms_of, naming_how_many
 from antefix.vllm.roster import Roster
 from antefix.vllm.served import ServedModel
 from antefix.vllm.ticket import Ticket
@@ -88,16 +88,18 @@ class PrefixMiddleware:
         if refused is not None:
             await refused.send_to(send)
         elif ticket is None or path not in _WRITERS:
-            await self._app(scope, replay(body, receive), Rewriting(send, naming_how_many(len(tickets)), status=404))
+            await self._app(
+                scope, replay(body, receive), ResponseRewriter(send, naming_how_many(len(tickets)), status=404)
+            )
         else:
             body = json.dumps(with_prefix(request, ticket, ServedModel(scope).names[0])).encode()
-            send = Rewriting(send, in_terms_of(ticket.name, ticket.num_virtual_tokens))
+            send = ResponseRewriter(send, in_terms_of(ticket.name, ticket.num_virtual_tokens))
             await self._app(with_body(scope, body), replay(body, receive), send)
 
     async def _refuse(
         self, scope: Scope, path: str, request: dict[str, Any], ticket: Ticket | None, num_bytes: int
     ) -> Response | None:
-        """Return why a request cannot be answered, None where it can, or where vLLM will say why not."""
+        """Return why a request cannot be answered, None if it can, or where vLLM will say why not."""
         if ticket is None:
             reason = "`kv_transfer_params` holds what only this server may write." if writes_a_ticket(request) else None
         elif path not in _WRITERS:

@@ -93,7 +93,7 @@ class Prefixes(Mapping[str, Ticket]):
         return chosen
 
     def _check_servable(self, name: str, prefix: Prefix) -> None:
-        prefix.check_fits(self.sites, readers=self.sites)
+        prefix.check_fits(self.sites, text_sites=self.sites)
         missing = {site.path for site in self.sites} - {site.path for site in prefix.sites}
         if missing:
             raise PrefixMismatchError(

@@ -31,7 +31,7 @@ _SWITCHES = {"echo", "use_beam_search"}
 
 
 def refusal(request: Mapping[str, Any]) -> str | None:
-    """Return why a request cannot be answered with a prefix, None where it can."""
+    """Return why a request cannot be answered with a prefix, None if it can."""
     for parameter, why in _REFUSED.items():
         asked = request.get(parameter)
         if asked is not None and not (asked is False and parameter in _SWITCHES):
@@ -103,7 +103,7 @@ def most_tokens(request: Mapping[str, Any]) -> int:
 
 
 def _number(told: Any) -> int | None:
-    """Return the number that vLLM takes something for, also a text or a fraction; None where it is none."""
+    """Return the number that vLLM takes something for, also a text or a fraction; None if it is none."""
     try:
         return told if isinstance(told, int) else int(float(told))
     except (TypeError, ValueError, OverflowError):

@@ -40,7 +40,7 @@ def naming_how_many(num_prefixes: int) -> Change:
     return change
 
 
-class Rewriting:
+class ResponseRewriter:
     """An ASGI `send` that changes answers of one status, JSON whole and event streams event by event."""
 
     def __init__(self, send: Send, change: Change, status: int = 200) -> None:

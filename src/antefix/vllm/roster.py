@@ -33,7 +33,7 @@ class Roster:
 
     @classmethod
     def of_environment(cls) -> Roster:
-        """Open the roster of the server that this process belongs to; raises `ConfigError` where it has none."""
+        """Open the roster of the server that this process belongs to; raises `ConfigError` if it has none."""
         file = os.environ.get(ROSTER)
         if not file:
             raise ConfigError("this server was not started by `antefix serve`, so it has no prefixes to offer.")

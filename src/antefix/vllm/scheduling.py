@@ -28,7 +28,7 @@ class _Residence:
     """How many workers have read it."""
 
 
-class Scheduling:
+class PrefixScheduler:
     """The prefixes of the requests in flight; at most `max_resident_prefixes` are kept in the workers' memory.
 
     `room` is the number of positions that a request with a prefix may have.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from antefix.positions import attention_window
 from antefix.vllm.asgi import Scope
+from antefix.windows import attention_window
 
 
 class ServedModel:

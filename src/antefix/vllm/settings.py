@@ -15,6 +15,7 @@ ADMIN_KEY = "ANTEFIX_ADMIN_KEY"
 """The environment variable with the administrator's key, which no command line shows to other users."""
 MAX_RESIDENT_PREFIXES = "max_resident_prefixes"
 """The one setting of the connector: how many prefixes a worker keeps in its host memory."""
+USUAL_RESIDENT_PREFIXES = 64
 
 FIRST, BEYOND = (0, 32), (0, 33)
 """The versions of vLLM that pass `make test-vllm`: from the first up to, and not with, the other."""
@@ -33,7 +34,7 @@ def check_version() -> None:
         raise ConfigError(f"vLLM {found} is installed; antefix {_version('antefix')} serves on vLLM {known}.")
 
 
-def engine_args(max_resident_prefixes: int = 64) -> dict[str, Any]:
+def engine_args(max_resident_prefixes: int = USUAL_RESIDENT_PREFIXES) -> dict[str, Any]:
     """Return the keyword arguments with which `vllm.LLM` or `AsyncEngineArgs` uses prefixes.
 
     A worker keeps up to `max_resident_prefixes` in its host memory, and lets the least recently used go. Raises

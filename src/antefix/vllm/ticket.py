@@ -45,7 +45,7 @@ class Ticket:
 
 
 def read_ticket(parameters: Mapping[str, Any] | None) -> Ticket | None:
-    """Return the ticket among `kv_transfer_params`, None where there is none; raises `ConfigError` for a forged one."""
+    """Return the ticket among `kv_transfer_params`, None if there is none; raises `ConfigError` for a forged one."""
     entry = parameters.get(PARAMETER) if isinstance(parameters, Mapping) else None
     if entry is None:
         return None

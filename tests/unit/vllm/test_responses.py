@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from antefix.vllm.responses import Rewriting, in_terms_of, naming_how_many
+from antefix.vllm.responses import ResponseRewriter, in_terms_of, naming_how_many
 
 
 def pass_through(
@@ -21,7 +21,7 @@ def pass_through(
         sent.append(message)
 
     async def run() -> None:
-        rewriting = Rewriting(send, change, status=of)
+        rewriting = ResponseRewriter(send, change, status=of)
         headers = [(b"content-type", content_type), (b"content-length", b"999")]
         await rewriting({"type": "http.response.start", "status": status, "headers": headers})
         for number, part in enumerate(parts, start=1):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from antefix.bank import PrefixBank
 from antefix.errors import ConfigError, ContextLengthError
-from antefix.positions import attention_window
 from antefix.training.distillation.settings import Distillation
+from antefix.windows import attention_window
 
 PARTS, SLACK = 2, 96
 """A lesson has a question and an answer, and beside them its form: some words, or a longer chat template."""

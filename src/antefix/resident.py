@@ -1,4 +1,4 @@
-"""`Placement`: the keys and values of prefixes, made and brought to the attention no more often than they must be."""
+"""`ResidentPrefixes`: keys and values at hand for the attention, made and brought there no more often than needed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from antefix.encoder import PrefixSource
 from antefix.prefix import Prefix
 
 
-class Placement:
+class ResidentPrefixes:
     """Keeps frozen prefixes where they are used, at most `limit` of them, and what sources made for a cache."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         # With the prefix itself: a forward that began before another one took its name may still ask for it.
-        self._placed: OrderedDict[str, tuple[Prefix, KeysAndValues]] = OrderedDict()
+        self._by_name: OrderedDict[str, tuple[Prefix, KeysAndValues]] = OrderedDict()
         self._lock = threading.Lock()
         # By the id of a source, which may not be hashable, and with the source itself, whose id no other gets then.
         self._made: WeakKeyDictionary[Any, dict[int, tuple[PrefixSource, Pairs]]] = WeakKeyDictionary()
@@ -34,17 +34,17 @@ class Placement:
         when they are used again, they come again.
         """
         if torch.compiler.is_compiling():  # a compiled graph takes what is there, but can neither lock nor reorder
-            held, placed = self._placed.get(name, (None, None))
-            return placed if placed is not None and held is prefix else _as_they_are(prefix)
+            held, resident = self._by_name.get(name, (None, None))
+            return resident if resident is not None and held is prefix else _as_they_are(prefix)
         with self._lock:
-            held, placed = self._placed.get(name, (None, None))
-            if placed is None or held is not prefix:
-                placed = _of_use_to_training(prefix)
-                self._placed[name] = prefix, placed
-            self._placed.move_to_end(name)
-            while len(self._placed) > self.limit:
-                self._placed.popitem(last=False)
-        return placed
+            held, resident = self._by_name.get(name, (None, None))
+            if resident is None or held is not prefix:
+                resident = _of_use_to_training(prefix)
+                self._by_name[name] = prefix, resident
+            self._by_name.move_to_end(name)
+            while len(self._by_name) > self.limit:
+                self._by_name.popitem(last=False)
+        return resident
 
     def made(self, source: PrefixSource, cache: Any) -> Pairs:
         """Return what a source makes: anew for each forward, or, without gradients, once for a cache that fills."""
@@ -59,7 +59,7 @@ class Placement:
     def drop(self, name: str) -> None:
         """Forget a frozen prefix."""
         with self._lock:
-            self._placed.pop(name, None)
+            self._by_name.pop(name, None)
 
 
 def _of_use_to_training(prefix: Prefix) -> KeysAndValues:

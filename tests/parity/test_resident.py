@@ -100,11 +100,11 @@ def test_a_source_is_known_by_what_it_is() -> None:
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), bank.use(None):
         model(input_ids=ids, past_key_values=cache)
-        pairs = [bank._placement.made(source, cache) for source in sources]
+        pairs = [bank._resident.made(source, cache) for source in sources]
         assert pairs[0] is not pairs[1]
         del sources[0]
         fresh = Constant(bank.sites, 5.0)
-        assert all((key == 5.0).all() for key, _ in bank._placement.made(fresh, cache).values())
+        assert all((key == 5.0).all() for key, _ in bank._resident.made(fresh, cache).values())
 
 
 def test_a_cache_that_begins_anew_gets_the_prefix_as_it_is_then() -> None:
@@ -143,15 +143,15 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     ids = draw_ids(2, 6)
     with bank.use("p"):
         first = logits(model, input_ids=ids)
-        placed = dict(bank._placement.frozen("p", held)._brought)
+        there = dict(bank._resident.frozen("p", held)._brought)
         again = logits(model, input_ids=ids)
     assert torch.equal(first, again)
-    brought = bank._placement.frozen("p", held)._brought
-    assert brought.keys() == placed.keys()
+    brought = bank._resident.frozen("p", held)._brought
+    assert brought.keys() == there.keys()
     assert {path for path, *_ in brought} == prefix.keys.keys()
     for place, pair in brought.items():
         assert all(part.dtype == torch.bfloat16 for part in pair)
-        assert all(part is known for part, known in zip(pair, placed[place], strict=True))
+        assert all(part is known for part, known in zip(pair, there[place], strict=True))
     for path, key in prefix.keys.items():
         assert torch.equal(bank.prefix("p").keys[path], key), "what was loaded is what is saved"
     with torch.inference_mode(), bank.use("p"):
@@ -207,14 +207,14 @@ def test_the_least_recently_used_prefix_goes_and_comes_again() -> None:
             return logits(model, input_ids=ids)
 
     alone = {name: run(name) for name in names}
-    assert list(bank._placement._placed) == ["b", "c"]
+    assert list(bank._resident._by_name) == ["b", "c"]
     run("b"), run("a")
-    assert list(bank._placement._placed) == ["b", "a"]
+    assert list(bank._resident._by_name) == ["b", "a"]
     assert torch.equal(run("c"), alone["c"])
     mixed = run(names)
     for row, name in enumerate(names):
         assert_close(mixed[row], alone[name][row])
-    assert len(bank._placement._placed) == 2
+    assert len(bank._resident._by_name) == 2
     bank.remove("c")
     bank.add("c", random_prefix(bank.sites, 9))
     assert_far(run("c"), alone["c"])
