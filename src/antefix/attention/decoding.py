@@ -20,11 +20,11 @@ try:
 except ImportError:  # PyTorch for a CPU comes without
     triton = None
 
-_MOST_TOKENS = 8192
+_MAX_TOKENS = 8192
 """A row is one program's work for each key/value head: what is longer is for kernels that split it."""
-_ALIGNED = 16
+_ALIGNMENT = 16
 """Bytes that are read in one piece where all begins at multiples of them."""
-_BLOCK, _WARPS, _STAGES = 8192, 4, 3
+_BLOCK_SIZE, _NUM_WARPS, _NUM_STAGES = 8192, 4, 3
 """How many numbers of keys a program reads at once, by how many warps, and how many blocks are on their way."""
 
 
@@ -36,9 +36,9 @@ def can_decode(
         return False
     longest = key.shape[2] + max(prefix.shape[1] for prefix, _ in prefixes)
     one_mask = mask is None or mask.shape[1] == 1
-    as_read = key.stride(3) == value.stride(3) == query.stride(3) == 1
-    prefixes_as_read = all(keys.is_contiguous() and values.is_contiguous() for keys, values in prefixes)
-    return longest <= _MOST_TOKENS and one_mask and as_read and prefixes_as_read
+    heads_contiguous = key.stride(3) == value.stride(3) == query.stride(3) == 1
+    prefixes_contiguous = all(keys.is_contiguous() and values.is_contiguous() for keys, values in prefixes)
+    return longest <= _MAX_TOKENS and one_mask and heads_contiguous and prefixes_contiguous
 
 
 def decode(
@@ -53,98 +53,112 @@ def decode(
     """Return `(batch, head, 1, value_dim)`: what `shared_attention` returns for one query a row."""
     batch, heads, _, key_dim = query.shape
     kv_heads, value_dim = key.shape[1], value.shape[3]
-    lying = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
-    table, is_aligned = _table(query.device, lying, tuple(rows))
-    is_aligned = is_aligned and key_dim * query.itemsize % _ALIGNED == value_dim * query.itemsize % _ALIGNED == 0
+    places = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
+    table, is_aligned = _prefix_table(query.device, places, tuple(rows))
+    is_aligned = is_aligned and key_dim * query.itemsize % _ALIGNMENT == value_dim * query.itemsize % _ALIGNMENT == 0
     output = query.new_empty(batch, 1, heads, value_dim).transpose(1, 2)
-    group = heads // kv_heads
-    wide = triton.next_power_of_2(max(key_dim, value_dim, 16))
+    group_size = heads // kv_heads
+    block_dim = triton.next_power_of_2(max(key_dim, value_dim, 16))
     with torch.cuda.device_of(query):
         _decode[(batch, kv_heads)](
             query, key, value, table, query if mask is None else mask, output, scale, key.shape[2],
             query.stride(0), query.stride(1), *key.stride()[:3], *value.stride()[:3],
             0 if mask is None else mask.stride(0), 0 if mask is None else mask.stride(3),
-            key_dim=key_dim, value_dim=value_dim, wide=wide, group=group,
-            grouped=max(16, triton.next_power_of_2(group)), at_once=min(128, _BLOCK // wide),
-            is_aligned=is_aligned, is_masked=mask is not None, num_warps=_WARPS, num_stages=_STAGES,
+            key_dim=key_dim, value_dim=value_dim, block_dim=block_dim, group_size=group_size,
+            block_heads=max(16, triton.next_power_of_2(group_size)), block_tokens=min(128, _BLOCK_SIZE // block_dim),
+            is_aligned=is_aligned, is_masked=mask is not None, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return output
 
 
 @functools.lru_cache(maxsize=4096)
-def _table(device: torch.device, lying: tuple[tuple[int, int, int], ...], rows: tuple[int, ...]) -> tuple[Tensor, bool]:
+def _prefix_table(
+    device: torch.device, places: tuple[tuple[int, int, int], ...], rows: tuple[int, ...]
+) -> tuple[Tensor, bool]:
     """Return `(3, row)`: where the keys and the values of each row's prefix lie, and how many tokens it has.
 
     It says nothing but addresses, so it holds for whatever lies there, and is copied to a GPU once for many tokens.
     The second says whether all begin where bytes can be read in pieces.
     """
-    of_rows = [lying[row] if row >= 0 else (0, 0, 0) for row in rows]
-    is_aligned = all(address % _ALIGNED == 0 for row in of_rows for address in row[:2])
-    return torch.tensor(list(zip(*of_rows, strict=True)), dtype=torch.long, device=device), is_aligned
+    by_row = [places[row] if row >= 0 else (0, 0, 0) for row in rows]
+    is_aligned = all(address % _ALIGNMENT == 0 for place in by_row for address in place[:2])
+    return torch.tensor(list(zip(*by_row, strict=True)), dtype=torch.long, device=device), is_aligned
 
 
 if triton is not None:
 
-    @triton.jit(do_not_specialize=["keys", "mask_row"])
+    @triton.jit(do_not_specialize=["num_keys", "mask_row_stride"])
     def _decode(
-        query, key, value, table, mask, output, scale, keys,
-        query_row, query_head, key_row, key_head, key_token, value_row, value_head, value_token, mask_row, mask_token,
-        key_dim: tl.constexpr, value_dim: tl.constexpr, wide: tl.constexpr, group: tl.constexpr,
-        grouped: tl.constexpr, at_once: tl.constexpr, is_aligned: tl.constexpr, is_masked: tl.constexpr,
+        query, key, value, prefix_table, mask, output, scale, num_keys,
+        query_row_stride, query_head_stride, key_row_stride, key_head_stride, key_token_stride,
+        value_row_stride, value_head_stride, value_token_stride, mask_row_stride, mask_token_stride,
+        key_dim: tl.constexpr, value_dim: tl.constexpr, block_dim: tl.constexpr, group_size: tl.constexpr,
+        block_heads: tl.constexpr, block_tokens: tl.constexpr, is_aligned: tl.constexpr, is_masked: tl.constexpr,
     ):  # fmt: skip
         """Attend with the query heads of one key/value head of one row."""
-        row, head = tl.program_id(0), tl.program_id(1)
-        rows, heads = tl.num_programs(0), tl.num_programs(1)
-        members, dims = tl.arange(0, grouped), tl.arange(0, wide)
-        own = (members < group)[:, None]
-        at = query + row * query_row + (head * group + members)[:, None] * query_head + dims[None, :]
-        queries = tl.load(at, mask=own & (dims < key_dim)[None, :], other=0.0)
+        row, kv_head = tl.program_id(0), tl.program_id(1)
+        num_rows, num_kv_heads = tl.num_programs(0), tl.num_programs(1)
+        heads, dims = tl.arange(0, block_heads), tl.arange(0, block_dim)
+        in_group = (heads < group_size)[:, None]
+        query_ptrs = (
+            query + row * query_row_stride + (kv_head * group_size + heads)[:, None] * query_head_stride + dims[None, :]
+        )
+        queries = tl.load(query_ptrs, mask=in_group & (dims < key_dim)[None, :], other=0.0)
 
-        most = tl.full([grouped], float("-inf"), tl.float32)
-        weight = tl.zeros([grouped], tl.float32)
-        total = tl.zeros([grouped, wide], tl.float32)
-        number = tl.load(table + 2 * rows + row).to(tl.int32)
-        kind = tl.pointer_type(query.dtype.element_ty)
-        prefix_key = tl.load(table + row).to(kind) + head * number * key_dim
-        prefix_value = tl.load(table + rows + row).to(kind) + head * number * value_dim
-        most, weight, total = _read(
-            queries, prefix_key, prefix_value, mask, number, key_dim, value_dim, 0, scale, most, weight, total,
-            key_dim, value_dim, wide, at_once, is_aligned, False,
+        row_max = tl.full([block_heads], float("-inf"), tl.float32)
+        denominator = tl.zeros([block_heads], tl.float32)
+        accumulator = tl.zeros([block_heads, block_dim], tl.float32)
+        prefix_length = tl.load(prefix_table + 2 * num_rows + row).to(tl.int32)
+        pointer_type = tl.pointer_type(query.dtype.element_ty)
+        prefix_key = tl.load(prefix_table + row).to(pointer_type) + kv_head * prefix_length * key_dim
+        prefix_value = tl.load(prefix_table + num_rows + row).to(pointer_type) + kv_head * prefix_length * value_dim
+        row_max, denominator, accumulator = _accumulate(
+            queries, prefix_key, prefix_value, mask, prefix_length, key_dim, value_dim, 0, scale,
+            row_max, denominator, accumulator,
+            key_dim, value_dim, block_dim, block_tokens, is_aligned, False,
         )  # fmt: skip
-        most, weight, total = _read(
-            queries, key + row.to(tl.int64) * key_row + head * key_head, value + row.to(tl.int64) * value_row
-            + head * value_head, mask + row * mask_row, keys, key_token, value_token, mask_token, scale, most, weight,
-            total, key_dim, value_dim, wide, at_once, False, is_masked,
+        row_max, denominator, accumulator = _accumulate(
+            queries, key + row.to(tl.int64) * key_row_stride + kv_head * key_head_stride,
+            value + row.to(tl.int64) * value_row_stride + kv_head * value_head_stride, mask + row * mask_row_stride,
+            num_keys, key_token_stride, value_token_stride, mask_token_stride, scale,
+            row_max, denominator, accumulator,
+            key_dim, value_dim, block_dim, block_tokens, False, is_masked,
         )  # fmt: skip
-        answer = (total / weight[:, None]).to(output.dtype.element_ty)
-        at = output + (row * heads * group + head * group + members)[:, None] * value_dim + dims[None, :]
-        tl.store(at, answer, mask=own & (dims < value_dim)[None, :])
+        normalized = (accumulator / denominator[:, None]).to(output.dtype.element_ty)
+        output_ptrs = (
+            output + (row * num_kv_heads * group_size + kv_head * group_size + heads)[:, None] * value_dim
+            + dims[None, :]
+        )  # fmt: skip
+        tl.store(output_ptrs, normalized, mask=in_group & (dims < value_dim)[None, :])
 
     @triton.jit
-    def _read(
-        queries, key, value, mask, number, key_token, value_token, mask_token, scale, most, weight, total,
-        key_dim: tl.constexpr, value_dim: tl.constexpr, wide: tl.constexpr, at_once: tl.constexpr,
+    def _accumulate(
+        queries, key, value, mask, num_tokens, key_token_stride, value_token_stride, mask_token_stride, scale,
+        row_max, denominator, accumulator,
+        key_dim: tl.constexpr, value_dim: tl.constexpr, block_dim: tl.constexpr, block_tokens: tl.constexpr,
         is_aligned: tl.constexpr, is_masked: tl.constexpr,
     ):  # fmt: skip
         """Take so many more tokens into account: the largest score so far, the sum of weights, that of values."""
-        dims = tl.arange(0, wide)
-        for start in range(0, number, at_once):
-            tokens = start + tl.arange(0, at_once)
-            there = tokens < number
-            keys_at = key + tokens[:, None] * key_token + dims[None, :]
-            values_at = value + tokens[:, None] * value_token + dims[None, :]
+        dims = tl.arange(0, block_dim)
+        for start in range(0, num_tokens, block_tokens):
+            tokens = start + tl.arange(0, block_tokens)
+            in_bounds = tokens < num_tokens
+            key_ptrs = key + tokens[:, None] * key_token_stride + dims[None, :]
+            value_ptrs = value + tokens[:, None] * value_token_stride + dims[None, :]
             if is_aligned:  # what an address from a table does not tell
-                keys_at, values_at = tl.multiple_of(keys_at, (1, 16)), tl.multiple_of(values_at, (1, 16))
-            keys = tl.load(keys_at, mask=there[:, None] & (dims < key_dim)[None, :], other=0.0)
+                key_ptrs, value_ptrs = tl.multiple_of(key_ptrs, (1, 16)), tl.multiple_of(value_ptrs, (1, 16))
+            keys = tl.load(key_ptrs, mask=in_bounds[:, None] & (dims < key_dim)[None, :], other=0.0)
             scores = tl.dot(queries, keys.trans(), input_precision="ieee") * scale
             if is_masked:
-                added = tl.load(mask + tokens * mask_token, mask=there, other=0.0).to(tl.float32)
-                scores += added[None, :]
-            scores = tl.where(there[None, :], scores, float("-inf"))
-            larger = tl.maximum(most, tl.max(scores, 1))
-            kept, weights = tl.exp(most - larger), tl.exp(scores - larger[:, None])
-            values = tl.load(values_at, mask=there[:, None] & (dims < value_dim)[None, :], other=0.0)
-            total = total * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-            weight = weight * kept + tl.sum(weights, 1)
-            most = larger
-        return most, weight, total
+                bias = tl.load(mask + tokens * mask_token_stride, mask=in_bounds, other=0.0).to(tl.float32)
+                scores += bias[None, :]
+            scores = tl.where(in_bounds[None, :], scores, float("-inf"))
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            rescale, weights = tl.exp(row_max - new_max), tl.exp(scores - new_max[:, None])
+            values = tl.load(value_ptrs, mask=in_bounds[:, None] & (dims < value_dim)[None, :], other=0.0)
+            accumulator = accumulator * rescale[:, None] + tl.dot(
+                weights.to(values.dtype), values, input_precision="ieee"
+            )
+            denominator = denominator * rescale + tl.sum(weights, 1)
+            row_max = new_max
+        return row_max, denominator, accumulator
