@@ -24,9 +24,9 @@ def test_right_kernels_pass(dtype: torch.dtype, heads: HeadShape, is_masked: boo
 def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     attend, differentiate = shared.attend_part, shared.differentiate_part
 
-    def wrong_total(*args: Any) -> tuple[Tensor, Tensor]:
-        output, total = attend(*args)
-        return output, total * 1.3
+    def wrong_lse(*args: Any) -> tuple[Tensor, Tensor]:
+        output, lse = attend(*args)
+        return output, lse * 1.3
 
     def wrong_gradients(*args: Any) -> tuple[Tensor, ...]:
         return tuple(1.2 * grad for grad in differentiate(*args))
@@ -35,7 +35,7 @@ def test_wrong_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no kernel")
 
     for name, kernel in (
-        ("attend_part", wrong_total),
+        ("attend_part", wrong_lse),
         ("differentiate_part", wrong_gradients),
         ("attend_part", missing),
     ):
@@ -50,10 +50,10 @@ def test_one_wrong_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     attend = shared.attend_part
 
     def wrong(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        output, total = attend(query, key, value, mask, *rest)
+        output, lse = attend(query, key, value, mask, *rest)
         if mask is not None and query.shape[2] == 32:
             output[:, :, -1] *= 2
-        return output, total
+        return output, lse
 
     monkeypatch.setattr(shared, "attend_part", wrong)
     assert computes_right("operator", CPU, torch.float32, is_masked=False)

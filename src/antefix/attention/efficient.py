@@ -24,8 +24,8 @@ def attend_efficiently(
     own, key, value = _of_as_many_heads(query, key, value, _sees_alike(mask, is_causal))
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     bias = None if mask is None else _aligned(mask, own)
-    output, total = kernel(own, key, value, bias, True, 0.0, is_causal, scale=scale)[:2]
-    return output.reshape(query.shape), total[..., : own.shape[2]].reshape(query.shape[:3])
+    output, lse = kernel(own, key, value, bias, True, 0.0, is_causal, scale=scale)[:2]
+    return output.reshape(query.shape), lse[..., : own.shape[2]].reshape(query.shape[:3])
 
 
 def differentiate_efficiently(
@@ -34,22 +34,22 @@ def differentiate_efficiently(
     key: Tensor,
     value: Tensor,
     output: Tensor,
-    total: Tensor,
+    lse: Tensor,
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value; `output` and `total` are those over all parts together."""
+    """Return the gradients of query, key and value; `output` and `lse` are those over all parts together."""
     own, wide_key, wide_value = _of_as_many_heads(query, key, value, _sees_alike(mask, is_causal))
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention_backward
-    total = total.reshape(own.shape[:3]).contiguous()  # of its strides the kernel asks for two alone
-    total = pad(total, (0, -total.shape[2] % _LANES), value=float("inf"))  # a query that is not there weighs nothing
+    lse = lse.reshape(own.shape[:3]).contiguous()  # of its strides the kernel asks for two alone
+    lse = pad(lse, (0, -lse.shape[2] % _LANES), value=float("inf"))  # a query that is not there weighs nothing
     # In half precision the kernel takes it for granted that outputs lie as it writes them: by query, then by head.
     output = output.reshape(own.shape).transpose(1, 2).contiguous().transpose(1, 2)
     seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which there is none of
     grads = kernel(
         grad.reshape(own.shape), own, wide_key, wide_value, None if mask is None else _aligned(mask, own), output,
-        total, seed, seed, 0.0, (True, True, True, False), is_causal, scale=scale,
+        lse, seed, seed, 0.0, (True, True, True, False), is_causal, scale=scale,
     )  # fmt: skip
     grad_key, grad_value = (
         part if part.shape == narrow.shape else part.unflatten(1, (narrow.shape[1], -1)).sum(2)

@@ -50,14 +50,14 @@ def attend_part(
     width = value.shape[-1]
     query, key, value = _of_one_width(query, key, value)
     if query.is_cuda and not _takes_flash(query, mask):
-        output, total = attend_efficiently(query, key, value, mask, is_causal, scale)
+        output, lse = attend_efficiently(query, key, value, mask, is_causal, scale)
     elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
-        output, total = kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
+        output, lse = kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        output, total = kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
-    return (output if output.shape[-1] == width else output[..., :width]), total
+        output, lse = kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
+    return (output if output.shape[-1] == width else output[..., :width]), lse
 
 
 def differentiate_part(
@@ -66,26 +66,26 @@ def differentiate_part(
     key: Tensor,
     value: Tensor,
     output: Tensor,
-    total: Tensor,
+    lse: Tensor,
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value; `output` and `total` are those over all parts together."""
+    """Return the gradients of query, key and value; `output` and `lse` are those over all parts together."""
     dims = (query.shape[-1], key.shape[-1], value.shape[-1])
     wide = _of_one_width(query, key, value)
     if (missing := wide[2].shape[-1] - dims[2]) > 0:
         grad, output = pad(grad, (0, missing)), pad(output, (0, missing))
     if query.is_cuda and not _takes_flash(query, mask):
-        grads = differentiate_efficiently(grad, *wide, output, total, mask, is_causal, scale)
+        grads = differentiate_efficiently(grad, *wide, output, lse, mask, is_causal, scale)
     elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
         seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which there is none of
         lengths = (None, None, query.shape[2], key.shape[2])  # no rows are packed
-        grads = kernel(grad, *wide, output, total.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
+        grads = kernel(grad, *wide, output, lse.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads = kernel(grad, *wide, output, total, 0.0, is_causal, attn_mask=mask, scale=scale)
+        grads = kernel(grad, *wide, output, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
     if wide[0] is query:
         return grads[0], grads[1], grads[2]
     grad_query, grad_key, grad_value = (part[..., :dim] for part, dim in zip(grads, dims, strict=True))

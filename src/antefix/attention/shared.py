@@ -71,18 +71,18 @@ def _attend(
     lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return output and log-sum-exp `(batch, head, query)` of the sequence, and those of the prefixes."""
-    output, total = attend_part(query, key, value, mask, is_causal, scale)
-    heads = key.shape[1]
+    sequence_output, sequence_lse = attend_part(query, key, value, mask, is_causal, scale)
+    kv_heads = key.shape[1]
 
-    def attend_prefixes(own: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if len(own) == len(keys):
-            return attend_part(own, keys, values, None, False, scale)
-        folded = _fold(own, len(keys), heads, keys.shape[2])
-        part, part_total = attend_part(folded, keys, values, None, False, scale)
-        return _unfold(part, own), _unfold(part_total, own)
+    def attend_prefixes(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if len(queries) == len(keys):
+            return attend_part(queries, keys, values, None, False, scale)
+        folded = _fold(queries, len(keys), kv_heads, keys.shape[2])
+        output, lse = attend_part(folded, keys, values, None, False, scale)
+        return _unfold(output, queries), _unfold(lse, queries)
 
     if _is_one_group(rows, prefix_keys):
-        part, part_total = attend_prefixes(query, prefix_keys[0].unsqueeze(0), prefix_values[0].unsqueeze(0))
+        prefix_output, prefix_lse = attend_prefixes(query, prefix_keys[0].unsqueeze(0), prefix_values[0].unsqueeze(0))
     else:
         order, groups = _by_group(tuple(rows))
         ordered = _reordered(query, order)
@@ -92,19 +92,22 @@ def _attend(
             parts = [_nothing(ordered[own], value) if group < 0 else
                      attend_prefixes(ordered[own], prefix_keys[group].unsqueeze(0), prefix_values[group].unsqueeze(0))
                      for group, own in groups]  # fmt: skip
-        part, part_total = (_reordered(torch.cat(of_rows), _inverse(order)) for of_rows in zip(*parts, strict=True))
-    return output, total, part, part_total
+        prefix_output, prefix_lse = (
+            _reordered(torch.cat(tensors), _inverse(order)) for tensors in zip(*parts, strict=True)
+        )
+    return sequence_output, sequence_lse, prefix_output, prefix_lse
 
 
-def _merge(output: Tensor, total: Tensor, part: Tensor, part_total: Tensor) -> Tensor:
+def _merge(sequence_output: Tensor, sequence_lse: Tensor, prefix_output: Tensor, prefix_lse: Tensor) -> Tensor:
     """Weigh the sequence's output against that of the prefixes.
 
     bf16 has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing in it.
     """
-    weight = torch.sigmoid(part_total - total).unsqueeze(-1)
-    if weight.dtype == output.dtype:
-        return torch.lerp(output, part, weight)
-    return torch.lerp(output.to(weight.dtype), part.to(weight.dtype), weight).to(output.dtype)
+    weight = torch.sigmoid(prefix_lse - sequence_lse).unsqueeze(-1)
+    if weight.dtype == sequence_output.dtype:
+        return torch.lerp(sequence_output, prefix_output, weight)
+    merged = torch.lerp(sequence_output.to(weight.dtype), prefix_output.to(weight.dtype), weight)
+    return merged.to(sequence_output.dtype)
 
 
 def _differentiate(
@@ -119,7 +122,7 @@ def _differentiate(
     is_causal: bool,
     scale: float,
     output: Tensor,
-    total: Tensor,
+    lse: Tensor,
     of_sequence: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
     """Return the gradients of query, key and value, None unless `of_sequence`, and those of the prefixes."""
@@ -128,15 +131,15 @@ def _differentiate(
 
     def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
         tokens = prefix_keys[group].shape[1]
-        own_grad, own_query, own_output, own_total = (_fold(part, 1, heads, tokens) for part in own)
+        own_grad, own_query, own_output, own_lse = (_fold(part, 1, heads, tokens) for part in own)
         share, of_key, of_value = differentiate_part(
-            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_total, None,
+            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_lse, None,
             False, scale,
         )  # fmt: skip
         of_prefixes[group] = of_key[0], of_value[0]
         return _unfold(share, own[1])
 
-    whole = (grad, query, output, total)
+    whole = (grad, query, output, lse)
     if _is_one_group(rows, prefix_keys):
         share = differentiate_prefix(0, *whole)
     else:
@@ -153,9 +156,7 @@ def _differentiate(
     grad_keys, grad_values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     if not of_sequence:  # nothing below trains, as in the first layer of a frozen base
         return None, None, None, grad_keys, grad_values
-    grad_query, grad_key, grad_value = differentiate_part(
-        grad, query, key, value, output, total, mask, is_causal, scale
-    )
+    grad_query, grad_key, grad_value = differentiate_part(grad, query, key, value, output, lse, mask, is_causal, scale)
     return grad_query.add_(share), grad_key, grad_value, grad_keys, grad_values
 
 
@@ -193,10 +194,10 @@ def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
 def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return what attention over no keys comes to: no output, of no weight."""
     output = query.new_zeros(*query.shape[:3], value.shape[3])
-    return output, query.new_full(query.shape[:3], float("-inf"), dtype=_total_dtype(query))
+    return output, query.new_full(query.shape[:3], float("-inf"), dtype=_lse_dtype(query))
 
 
-def _total_dtype(query: Tensor) -> torch.dtype:
+def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.promote_types(query.dtype, torch.float32)
 
 
@@ -235,8 +236,9 @@ def _unfold(folded: Tensor, like: Tensor) -> Tensor:
 
 def _attend_both(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp over both parts, with all heads of a query together in memory, as in `_shapes`."""
-    parts = _attend(query, *rest)
-    return _by_query(_merge(*parts)), _by_query(torch.logaddexp(parts[1], parts[3]))
+    sequence_output, sequence_lse, prefix_output, prefix_lse = _attend(query, *rest)
+    output = _merge(sequence_output, sequence_lse, prefix_output, prefix_lse)
+    return _by_query(output), _by_query(torch.logaddexp(sequence_lse, prefix_lse))
 
 
 def _by_query(part: Tensor) -> Tensor:
@@ -250,12 +252,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    query, key, value, mask, output, total, *prefixes = ctx.saved_tensors
+    query, key, value, mask, output, lse, *prefixes = ctx.saved_tensors
     half = len(prefixes) // 2
     of_sequence = any(ctx.needs_input_grad[:3])
     grads = _differentiate(
         grad, query, key, value, prefixes[:half], prefixes[half:], ctx.rows, mask, ctx.is_causal, ctx.scale, output,
-        total, of_sequence,
+        lse, of_sequence,
     )  # fmt: skip
     return *grads, None, None, None, None
 
@@ -268,8 +270,8 @@ _operator.register_autograd(_backward, setup_context=_keep)
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
     output = query.new_empty(batch, queries, heads, value.shape[3])
-    total = query.new_empty(batch, queries, heads, dtype=_total_dtype(query))
-    return output.transpose(1, 2), total.transpose(1, 2)
+    lse = query.new_empty(batch, queries, heads, dtype=_lse_dtype(query))
+    return output.transpose(1, 2), lse.transpose(1, 2)
 
 
 class _Function(torch.autograd.Function):
