@@ -25,7 +25,7 @@ _TOLERANCE = 0.05
 """Of the largest number expected: half precision keeps 8 to 11 bits, a wrong weight is off by far more."""
 _LENGTHS = (5, 32)
 """Tokens of a row: kernels read queries in blocks of 32, and go other ways where one is not full."""
-_ROWS = [0, 1, -1]
+_PREFIX_INDICES = [0, 1, -1]
 
 
 class HeadShape(NamedTuple):
@@ -33,7 +33,7 @@ class HeadShape(NamedTuple):
 
     key_dim: int = 16
     value_dim: int = 16
-    group: int = 2
+    group_size: int = 2
 
 
 _USUAL = HeadShape()
@@ -92,9 +92,9 @@ class _Case:
 
     def draw(self) -> list[Tensor]:
         """Draw queries, keys and values of 2 key/value heads, and keys and values of the prefixes."""
-        (key_dim, value_dim, group), length = self.heads, self.length
+        (key_dim, value_dim, group_size), length = self.heads, self.length
         generator = torch.Generator("cpu").manual_seed(0)
-        shapes = [(3, 2 * group, length, key_dim)]
+        shapes = [(3, 2 * group_size, length, key_dim)]
         shapes += [(*rest, dim) for rest in ((3, 2, length), (2, 7), (2, 1)) for dim in (key_dim, value_dim)]
         tensors = []
         for shape in shapes:
@@ -124,7 +124,9 @@ def _operate(case: _Case) -> list[Tensor]:
             output = _written_out(query, key, value, prefixes, case.seen)
         else:
             mask = as_additive(case.seen, query) if case.is_masked else None
-            output = shared_attention(query, key, value, _pairs(prefixes), _ROWS, mask, mask is None, case.scale)
+            output = shared_attention(
+                query, key, value, _pairs(prefixes), _PREFIX_INDICES, mask, mask is None, case.scale
+            )
         uneven = torch.linspace(-1, 1, output.numel(), device=case.device).view(output.shape).to(output.dtype)
         return [output.detach(), *torch.autograd.grad(output, tensors, uneven)]
 
@@ -137,7 +139,7 @@ def _decode_last(case: _Case) -> list[Tensor]:
         if case.written_out:
             return [_written_out(query, key, value, prefixes, seen)]
         mask = as_additive(seen, query) if case.is_masked else None
-        return [decode(query, key, value, _pairs(prefixes), _ROWS, mask, case.scale)]
+        return [decode(query, key, value, _pairs(prefixes), _PREFIX_INDICES, mask, case.scale)]
 
 
 def _pairs(prefixes: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -146,10 +148,10 @@ def _pairs(prefixes: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, prefixes: list[Tensor], seen: Tensor) -> Tensor:
     answers, group_size = [], query.shape[1] // key.shape[1]
-    for row, group in enumerate(_ROWS):
+    for row, prefix_index in enumerate(_PREFIX_INDICES):
         keys, values, visible = key[row], value[row], seen[row]
-        if group >= 0:
-            prefix_key, prefix_value = _pairs(prefixes)[group]
+        if prefix_index >= 0:
+            prefix_key, prefix_value = _pairs(prefixes)[prefix_index]
             keys, values = torch.cat([prefix_key, keys], 1), torch.cat([prefix_value, values], 1)
             visible = torch.cat([visible.new_ones(1, visible.shape[1], prefix_key.shape[1]), visible], 2)
         scores = query[row] @ keys.repeat_interleave(group_size, 0).transpose(1, 2) * query.shape[3] ** -0.5

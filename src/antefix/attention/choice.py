@@ -56,7 +56,7 @@ def share(
     value: Tensor,
     mask: Tensor | None,
     prefixes: Sequence[tuple[Tensor, Tensor]],
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
     **arguments: Any,
 ) -> Tensor:
@@ -70,9 +70,9 @@ def share(
         mask = over_every_key(as_additive(mask, query), key).expand(len(query), -1, queries, -1)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if _is_decoded(query, key, value, mask, prefixes):
-        output = decode(query, key, value, prefixes, rows, mask, scale)
+        output = decode(query, key, value, prefixes, prefix_indices, mask, scale)
     else:
-        output = shared_attention(query, key, value, prefixes, rows, mask, causal, scale, lay_together)
+        output = shared_attention(query, key, value, prefixes, prefix_indices, mask, causal, scale, lay_together)
     return output.transpose(1, 2).contiguous()
 
 

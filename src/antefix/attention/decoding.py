@@ -46,7 +46,7 @@ def decode(
     key: Tensor,
     value: Tensor,
     prefixes: Sequence[tuple[Tensor, Tensor]],
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     mask: Tensor | None,
     scale: float,
 ) -> Tensor:
@@ -54,7 +54,7 @@ def decode(
     batch, heads, _, key_dim = query.shape
     kv_heads, value_dim = key.shape[1], value.shape[3]
     places = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
-    table, is_aligned = _prefix_table(query.device, places, tuple(rows))
+    table, is_aligned = _prefix_table(query.device, places, tuple(prefix_indices))
     is_aligned = is_aligned and key_dim * query.itemsize % _ALIGNMENT == value_dim * query.itemsize % _ALIGNMENT == 0
     output = query.new_empty(batch, 1, heads, value_dim).transpose(1, 2)
     group_size = heads // kv_heads
@@ -73,14 +73,14 @@ def decode(
 
 @functools.lru_cache(maxsize=4096)
 def _prefix_table(
-    device: torch.device, places: tuple[tuple[int, int, int], ...], rows: tuple[int, ...]
+    device: torch.device, places: tuple[tuple[int, int, int], ...], prefix_indices: tuple[int, ...]
 ) -> tuple[Tensor, bool]:
     """Return `(3, row)`: where the keys and the values of each row's prefix lie, and how many tokens it has.
 
     It says nothing but addresses, so it holds for whatever lies there, and is copied to a GPU once for many tokens.
     The second says whether all begin where bytes can be read in pieces.
     """
-    by_row = [places[row] if row >= 0 else (0, 0, 0) for row in rows]
+    by_row = [places[index] if index >= 0 else (0, 0, 0) for index in prefix_indices]
     is_aligned = all(address % _ALIGNMENT == 0 for place in by_row for address in place[:2])
     return torch.tensor(list(zip(*by_row, strict=True)), dtype=torch.long, device=device), is_aligned
 

@@ -66,11 +66,11 @@ def _sees_alike(mask: Tensor | None, is_causal: bool) -> bool:
 def _of_as_many_heads(query: Tensor, key: Tensor, value: Tensor, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values of as many heads: fewer, longer ones of queries where all see alike."""
     batch, heads, _, dim = query.shape
-    group = heads // key.shape[1]
-    if group > 1 and alike:
+    group_size = heads // key.shape[1]
+    if group_size > 1 and alike:
         return query.reshape(batch, key.shape[1], -1, dim), key, value
-    if group > 1:
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    if group_size > 1:
+        key, value = key.repeat_interleave(group_size, 1), value.repeat_interleave(group_size, 1)
     return query, key, value
 
 

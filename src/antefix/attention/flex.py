@@ -21,17 +21,17 @@ def attended_blocks(
     key: Float[Tensor, "batch kv_head key key_dim"],
     num_virtual_tokens: int,
     real: Bool[Tensor, "batch token"] | None,
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     made: BlockMasks,
 ) -> BlockMask | None:
     """Return the mask over prefix and sequence: every query sees every real prefix token. None hides nothing.
 
-    `rows` numbers the prefix of each row, and so tells the tokens in `real`. `made` keeps the masks of a forward, so
+    `prefix_indices` tells which prefix each row has, and so what `real` holds. `made` keeps the masks of a forward, so
     that layers share one, as they do without a prefix.
     """
     if torch.compiler.is_compiling():  # a graph keeps nothing
         return _over_both(mask, query, key, num_virtual_tokens, real)
-    hidden = id(mask), num_virtual_tokens, query.shape[2], key.shape[2], tuple(rows), query.device
+    hidden = id(mask), num_virtual_tokens, query.shape[2], key.shape[2], tuple(prefix_indices), query.device
     if hidden not in made:
         made[hidden] = mask, _over_both(mask, query, key, num_virtual_tokens, real)
     return made[hidden][1]

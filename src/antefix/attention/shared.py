@@ -21,8 +21,8 @@ from antefix.attention.kernels import attend_part, differentiate_part
 from antefix.shapes import Float
 
 _SCHEMA = (
-    "(Tensor query, Tensor key, Tensor value, Tensor[] prefix_keys, Tensor[] prefix_values, int[] rows, Tensor? mask, "
-    "bool is_causal, float scale) -> (Tensor, Tensor)"
+    "(Tensor query, Tensor key, Tensor value, Tensor[] prefix_keys, Tensor[] prefix_values, int[] prefix_indices, "
+    "Tensor? mask, bool is_causal, float scale) -> (Tensor, Tensor)"
 )
 
 _LONG = 512
@@ -34,7 +34,7 @@ def shared_attention(
     key: Float[Tensor, "batch kv_head key key_dim"],
     value: Float[Tensor, "batch kv_head key value_dim"],
     prefixes: Sequence[tuple[Tensor, Tensor]],
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
@@ -42,19 +42,19 @@ def shared_attention(
 ) -> Float[Tensor, "batch head query value_dim"]:
     """Attend over the prefix of each row and the row itself.
 
-    `prefixes` are keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)`; `rows` numbers one for
-    each row of the batch, -1 for none. `mask`, of the sequence alone, is added to its scores; every query sees every
-    token of its prefix. `lay_together` returns keys and values of all prefixes, `(prefix, kv_head, token, dim)`; it is
-    called without gradients, where these have one length and as many rows each.
+    `prefixes` are keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)`; `prefix_indices` has the
+    index of one for each row of the batch, -1 for none. `mask` covers the sequence alone and is added to its scores;
+    every query sees every token of its prefix. `lay_together` returns keys and values of all prefixes, `(prefix,
+    kv_head, token, dim)`; it is called without gradients, if all have the same length and the same number of rows.
     """
     keys, values = [key for key, _ in prefixes], [value for _, value in prefixes]
     if torch.compiler.is_compiling():
-        output: Tensor = _operator(query, key, value, keys, values, list(rows), mask, is_causal, scale)[0]
+        output: Tensor = _operator(query, key, value, keys, values, list(prefix_indices), mask, is_causal, scale)[0]
     elif torch.is_grad_enabled():
         apply: Any = _Function.apply
-        output = apply(query, key, value, mask, rows, is_causal, scale, *keys, *values)
+        output = apply(query, key, value, mask, prefix_indices, is_causal, scale, *keys, *values)
     else:
-        output = _merge(*_attend(query, key, value, keys, values, rows, mask, is_causal, scale, lay_together))
+        output = _merge(*_attend(query, key, value, keys, values, prefix_indices, mask, is_causal, scale, lay_together))
     return output
 
 
@@ -64,7 +64,7 @@ def _attend(
     value: Tensor,
     prefix_keys: Sequence[Tensor],
     prefix_values: Sequence[Tensor],
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
@@ -81,17 +81,19 @@ def _attend(
         output, lse = attend_part(folded, keys, values, None, False, scale)
         return _unfold(output, queries), _unfold(lse, queries)
 
-    if _is_one_group(rows, prefix_keys):
+    if _share_one_prefix(prefix_indices, prefix_keys):
         prefix_output, prefix_lse = attend_prefixes(query, prefix_keys[0].unsqueeze(0), prefix_values[0].unsqueeze(0))
     else:
-        order, groups = _by_group(tuple(rows))
+        order, spans = _sort_by_prefix(tuple(prefix_indices))
         ordered = _reordered(query, order)
-        if lay_together is not None and _are_alike(groups, prefix_keys):
+        if lay_together is not None and _are_alike(spans, prefix_keys):
             parts = [attend_prefixes(ordered, *lay_together())]
         else:
-            parts = [_nothing(ordered[own], value) if group < 0 else
-                     attend_prefixes(ordered[own], prefix_keys[group].unsqueeze(0), prefix_values[group].unsqueeze(0))
-                     for group, own in groups]  # fmt: skip
+            parts = [
+                _attend_nothing(ordered[span], value) if index < 0 else
+                attend_prefixes(ordered[span], prefix_keys[index].unsqueeze(0), prefix_values[index].unsqueeze(0))
+                for index, span in spans
+            ]  # fmt: skip
         prefix_output, prefix_lse = (
             _reordered(torch.cat(tensors), _inverse(order)) for tensors in zip(*parts, strict=True)
         )
@@ -117,69 +119,70 @@ def _differentiate(
     value: Tensor,
     prefix_keys: Sequence[Tensor],
     prefix_values: Sequence[Tensor],
-    rows: Sequence[int],
+    prefix_indices: Sequence[int],
     mask: Tensor | None,
     is_causal: bool,
     scale: float,
     output: Tensor,
     lse: Tensor,
-    of_sequence: bool,
+    needs_sequence: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    """Return the gradients of query, key and value, None unless `of_sequence`, and those of the prefixes."""
-    heads = key.shape[1]
-    of_prefixes: list[tuple[Tensor, Tensor] | None] = [None] * len(prefix_keys)
+    """Return the gradients of query, key and value, None unless `needs_sequence`, and those of the prefixes."""
+    kv_heads = key.shape[1]
+    prefix_grads: list[tuple[Tensor, Tensor] | None] = [None] * len(prefix_keys)
 
-    def differentiate_prefix(group: int, *own: Tensor) -> Tensor:
-        tokens = prefix_keys[group].shape[1]
-        own_grad, own_query, own_output, own_lse = (_fold(part, 1, heads, tokens) for part in own)
-        share, of_key, of_value = differentiate_part(
-            own_grad, own_query, prefix_keys[group][None], prefix_values[group][None], own_output, own_lse, None,
-            False, scale,
-        )  # fmt: skip
-        of_prefixes[group] = of_key[0], of_value[0]
-        return _unfold(share, own[1])
+    def differentiate_prefix(prefix_index: int, *tensors: Tensor) -> Tensor:
+        prefix_key, prefix_value = prefix_keys[prefix_index], prefix_values[prefix_index]
+        rows_grad, rows_query, rows_output, rows_lse = (_fold(t, 1, kv_heads, prefix_key.shape[1]) for t in tensors)
+        grad_query, grad_key, grad_value = differentiate_part(
+            rows_grad, rows_query, prefix_key[None], prefix_value[None], rows_output, rows_lse, None, False, scale
+        )
+        prefix_grads[prefix_index] = grad_key[0], grad_value[0]
+        return _unfold(grad_query, tensors[1])
 
-    whole = (grad, query, output, lse)
-    if _is_one_group(rows, prefix_keys):
-        share = differentiate_prefix(0, *whole)
+    by_row = (grad, query, output, lse)
+    if _share_one_prefix(prefix_indices, prefix_keys):
+        prefix_grad_query = differentiate_prefix(0, *by_row)
     else:
-        order, groups = _by_group(tuple(rows))
-        ordered = [_reordered(part, order) for part in whole]
-        shares = [torch.zeros_like(ordered[1][own]) if group < 0 else
-                  differentiate_prefix(group, *(part[own] for part in ordered))
-                  for group, own in groups]  # fmt: skip
-        share = _reordered(torch.cat(shares), _inverse(order))
+        order, spans = _sort_by_prefix(tuple(prefix_indices))
+        ordered = [_reordered(tensor, order) for tensor in by_row]
+        grads = [
+            torch.zeros_like(ordered[1][span]) if index < 0 else
+            differentiate_prefix(index, *(tensor[span] for tensor in ordered))
+            for index, span in spans
+        ]  # fmt: skip
+        prefix_grad_query = _reordered(torch.cat(grads), _inverse(order))
     pairs = [
         pair or (torch.zeros_like(prefix_key), torch.zeros_like(prefix_value))
-        for pair, prefix_key, prefix_value in zip(of_prefixes, prefix_keys, prefix_values, strict=True)
+        for pair, prefix_key, prefix_value in zip(prefix_grads, prefix_keys, prefix_values, strict=True)
     ]
     grad_keys, grad_values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if not of_sequence:  # nothing below trains, as in the first layer of a frozen base
+    if not needs_sequence:  # nothing below trains, as in the first layer of a frozen base
         return None, None, None, grad_keys, grad_values
     grad_query, grad_key, grad_value = differentiate_part(grad, query, key, value, output, lse, mask, is_causal, scale)
-    return grad_query.add_(share), grad_key, grad_value, grad_keys, grad_values
+    return grad_query.add_(prefix_grad_query), grad_key, grad_value, grad_keys, grad_values
 
 
-def _is_one_group(rows: Sequence[int], prefixes: Sequence[Tensor]) -> bool:
-    return len(prefixes) == 1 and -1 not in rows
+def _share_one_prefix(prefix_indices: Sequence[int], prefixes: Sequence[Tensor]) -> bool:
+    return len(prefixes) == 1 and -1 not in prefix_indices
 
 
 @functools.lru_cache(maxsize=1024)
-def _by_group(rows: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, slice], ...]]:
-    """Return the rows in an order that keeps groups together, and each group with its place in that order."""
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    groups, start = [], 0
-    for group in dict.fromkeys(rows[row] for row in order):
-        stop = start + rows.count(group)
-        groups.append((group, slice(start, stop)))
+def _sort_by_prefix(prefix_indices: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, slice], ...]]:
+    """Return the rows sorted by prefix, and the index of each prefix with the span of its rows in that order."""
+    order = sorted(range(len(prefix_indices)), key=prefix_indices.__getitem__)
+    spans, start = [], 0
+    for index in dict.fromkeys(prefix_indices[row] for row in order):
+        stop = start + prefix_indices.count(index)
+        spans.append((index, slice(start, stop)))
         start = stop
-    return tuple(order), tuple(groups)
+    return tuple(order), tuple(spans)
 
 
-def _are_alike(groups: Sequence[tuple[int, slice]], prefixes: Sequence[Tensor]) -> bool:
-    """Return whether all rows have a prefix, and all prefixes one shape and as many rows."""
-    sizes = {own.stop - own.start for _, own in groups}
-    return groups[0][0] >= 0 and len(sizes) == len({prefix.shape for prefix in prefixes}) == 1
+def _are_alike(spans: Sequence[tuple[int, slice]], prefixes: Sequence[Tensor]) -> bool:
+    """Return whether all rows have a prefix, all prefixes have one shape, and each has as many rows."""
+    sizes = {span.stop - span.start for _, span in spans}
+    return spans[0][0] >= 0 and len(sizes) == len({prefix.shape for prefix in prefixes}) == 1
 
 
 def _reordered(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -191,7 +194,7 @@ def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _attend_nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Return what attention over no keys comes to: no output, of no weight."""
     output = query.new_zeros(*query.shape[:3], value.shape[3])
     return output, query.new_full(query.shape[:3], float("-inf"), dtype=_lse_dtype(query))
@@ -247,17 +250,17 @@ def _by_query(part: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, prefix_keys, prefix_values, ctx.rows, mask, ctx.is_causal, ctx.scale = inputs
+    query, key, value, prefix_keys, prefix_values, ctx.prefix_indices, mask, ctx.is_causal, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, mask, *output, *prefix_keys, *prefix_values)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     query, key, value, mask, output, lse, *prefixes = ctx.saved_tensors
     half = len(prefixes) // 2
-    of_sequence = any(ctx.needs_input_grad[:3])
+    needs_sequence = any(ctx.needs_input_grad[:3])
     grads = _differentiate(
-        grad, query, key, value, prefixes[:half], prefixes[half:], ctx.rows, mask, ctx.is_causal, ctx.scale, output,
-        lse, of_sequence,
+        grad, query, key, value, prefixes[:half], prefixes[half:], ctx.prefix_indices, mask, ctx.is_causal, ctx.scale,
+        output, lse, needs_sequence,
     )  # fmt: skip
     return *grads, None, None, None, None
 
@@ -279,11 +282,11 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Any, is_causal: bool,
-        scale: float, *prefixes: Tensor,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix_indices: Any,
+        is_causal: bool, scale: float, *prefixes: Tensor,
     ) -> Tensor:  # fmt: skip
         half = len(prefixes) // 2
-        inputs = query, key, value, prefixes[:half], prefixes[half:], rows, mask, is_causal, scale
+        inputs = query, key, value, prefixes[:half], prefixes[half:], prefix_indices, mask, is_causal, scale
         both = _attend_both(*inputs)
         _keep(ctx, inputs, both)
         return both[0]

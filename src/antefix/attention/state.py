@@ -45,13 +45,13 @@ class KeysAndValues:
 class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
-    `rows` numbers a prefix for each row, -1 for none; some row uses each prefix. `relative_positions` tells where the
-    queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be laid together,
-    `block_masks` the masks of FlexAttention.
+    `prefix_indices` has the index of a prefix for each row, -1 for none; each prefix has a row. `relative_positions`
+    tells where the queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be
+    laid together, `block_masks` the masks of FlexAttention.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
-    rows: tuple[int, ...] = ()
+    prefix_indices: tuple[int, ...] = ()
     relative_positions: RelativePositions | None = None
     laid_together: LaidTogether | None = None
     block_masks: BlockMasks = field(default_factory=dict)
@@ -62,23 +62,16 @@ class ForwardPrefixes:
         Rows that use none have -1. None where no row has a prefix at this site. Raises `UnsupportedModelError` where
         rows differ in their prefixes, but are not the rows of the attention.
         """
-        present = [number for number, prefix in enumerate(self.prefixes) if path in prefix.pairs]
+        present = [index for index, prefix in enumerate(self.prefixes) if path in prefix.pairs]
         if not present:
             return None
-        rows = self.rows
+        pairs = [self.prefixes[index].at(path, like) for index in present]
+        indices: Sequence[int] = self.prefix_indices
         if len(present) < len(self.prefixes):
-            rows = tuple(present.index(number) if number in present else -1 for number in rows)
-        pairs = [self.prefixes[number].at(path, like) for number in present]
-        return pairs, rows if len(rows) == like.shape[0] else self._for_attention(rows, path, like.shape[0])
-
-    def _for_attention(self, rows: Sequence[int], path: str, batch: int) -> Sequence[int]:
-        """Return the choices of the rows that the attention sees; a tower may see other rows than its model."""
-        if len(set(rows)) == 1:
-            return [rows[0]] * batch
-        raise UnsupportedModelError(
-            f"the attention at '{path}' gets {batch} rows of a batch of {len(rows)}, so it cannot tell whose prefix is "
-            "whose; use one prefix for all rows."
-        )
+            indices = tuple(present.index(index) if index in present else -1 for index in indices)
+        if len(indices) != like.shape[0]:
+            indices = _indices_for_batch(indices, path, like.shape[0])
+        return pairs, indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +114,28 @@ NO_PREFIXES = ForwardPrefixes()
 """Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
 
 
-def for_each_row(pairs: Sequence[tuple[Tensor, Tensor]], rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _indices_for_batch(prefix_indices: Sequence[int], path: str, batch: int) -> Sequence[int]:
+    """Return the indices for the rows that the attention sees; a tower may see other rows than its model."""
+    if len(set(prefix_indices)) == 1:
+        return [prefix_indices[0]] * batch
+    raise UnsupportedModelError(
+        f"the attention at '{path}' gets {batch} rows of a batch of {len(prefix_indices)}, so it cannot tell whose "
+        "prefix is whose; use one prefix for all rows."
+    )
+
+
+def for_each_row(
+    pairs: Sequence[tuple[Tensor, Tensor]], prefix_indices: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return keys and values `(batch, kv_head, token, dim)` of what `shared_at` returns, and which tokens are real.
 
     The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that each
     ends where its row's sequence begins.
     """
-    if set(rows) == {0}:
-        key, value = (part[None].expand(len(rows), -1, -1, -1) for part in pairs[0])
+    if set(prefix_indices) == {0}:
+        key, value = (part[None].expand(len(prefix_indices), -1, -1, -1) for part in pairs[0])
         return key, value, None
-    return _padded([pairs[row] if row >= 0 else None for row in rows])
+    return _padded([pairs[index] if index >= 0 else None for index in prefix_indices])
 
 
 def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:
