@@ -7,7 +7,7 @@ import torch
 
 from antefix.attention import shared
 from antefix.attention.check import HeadShape, computes_right
-from antefix.attention.kernels import as_additive
+from antefix.attention.kernels import kernel_mask
 from antefix.attention.shared import shared_attention
 from tests.parity.written_out import HEADS, ROWS, SCALE, assert_near, by_hand, draw_case, pairs
 
@@ -33,7 +33,7 @@ def test_equals_softmax_written_out(
         seen[..., :2] = False
         seen[[row for row, owner in enumerate(rows) if owner < 0], ..., 0] = True  # or softmax is not defined
         seen = seen[:, :, -1:] if "one" in kind else seen
-        mask = as_additive(seen.cuda(), torch.empty(0, dtype=dtype))
+        mask = kernel_mask(seen.cuda(), dtype)
         hidden = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))
     exact = [part.detach().to(dtype).double().requires_grad_() for part in (*drawn, *sum(drawn_prefixes, ()))]
     ours = [part.detach().to("cuda", dtype).requires_grad_() for part in exact]

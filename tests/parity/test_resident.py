@@ -143,10 +143,10 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     ids = draw_ids(2, 6)
     with bank.use("p"):
         first = logits(model, input_ids=ids)
-        there = dict(bank._resident.frozen("p", held)._brought)
+        there = dict(bank._resident.frozen("p", held)._converted)
         again = logits(model, input_ids=ids)
     assert torch.equal(first, again)
-    brought = bank._resident.frozen("p", held)._brought
+    brought = bank._resident.frozen("p", held)._converted
     assert brought.keys() == there.keys()
     assert {path for path, *_ in brought} == prefix.keys.keys()
     for place, pair in brought.items():

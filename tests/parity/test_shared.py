@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import antefix
 from antefix.attention import shared
 from antefix.attention.choice import obstacle_to_sharing, share
-from antefix.attention.concat import attended
+from antefix.attention.masks import prepend_to_mask
 from antefix.attention.shared import shared_attention
 from tests.parity.compare import assert_close, logits, with_prefix
 from tests.parity.families import FAMILIES, draw_ids
@@ -200,7 +200,7 @@ def test_a_mask_of_one_column_holds_for_every_key(batch: int) -> None:
     whole = share(torch.nn.Module(), query, key, value, mask.expand(-1, -1, -1, 5), prefixes, rows, scaling=SCALE)
     actual = share(torch.nn.Module(), query, key, value, mask, prefixes, rows, scaling=SCALE)
     torch.testing.assert_close(actual, whole, atol=1e-13, rtol=0)
-    joined = attended(mask, query, key, key[:, :, :2], None, False, True)
+    joined = prepend_to_mask(mask, query, key, 2, None, False, True)
     assert torch.equal(joined, torch.nn.functional.pad(mask.expand(-1, -1, -1, 5), (2, 0)))
 
 

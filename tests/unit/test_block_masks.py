@@ -15,15 +15,21 @@ def test_layers_share_a_block_mask() -> None:
         create_block_mask(lambda b, h, q, k, width=width: (k <= q) & (k > q - width), 2, None, 6, 6, device="cpu")
         for width in (6, 2)
     )
-    made: flex.BlockMasks = {}
-    real = torch.tensor([[False, True], [True, True]])
-    calls = [(causal, None, (0, 0)), (window, None, (0, 0)), (causal, real, (0, 1))]
-    first, again = ([flex.attended_blocks(m, query, key, 2, r, rows, made) for m, r, rows in calls] for _ in range(2))
+    block_masks: flex.BlockMasks = {}
+    padded = torch.tensor([[False, True], [True, True]])
+    calls = [(causal, None, (0, 0)), (window, None, (0, 0)), (causal, padded, (0, 1))]
+    first, again = (
+        [
+            flex.prepend_to_block_mask(mask, query, key, 2, prefix_mask, prefix_indices, block_masks)
+            for mask, prefix_mask, prefix_indices in calls
+        ]
+        for _ in range(2)
+    )
     assert all(one is other for one, other in zip(first, again, strict=True))
-    for number, (mask, shown, _) in enumerate(calls):
+    for number, (mask, prefix_mask, _) in enumerate(calls):
         for row in range(2):
             expected = [[k < 2 or bool(mask.mask_mod(row, 0, q, k - 2)) for k in range(8)] for q in range(6)]
-            if shown is not None and not shown[row, 0]:
+            if prefix_mask is not None and not prefix_mask[row, 0]:
                 expected = [[False, *columns[1:]] for columns in expected]
             rule = first[number].mask_mod
             at = [torch.tensor(value) for value in range(8)]
@@ -33,9 +39,9 @@ def test_layers_share_a_block_mask() -> None:
 def test_fewer_queries_over_as_many_keys_have_a_mask_of_their_own() -> None:
     """As the one that pools an image's patches has, behind layers of patches that attend to each other."""
     patches, pooling = torch.zeros(2, 2, 6, 4), torch.zeros(2, 2, 1, 4)
-    made: flex.BlockMasks = {}
-    real = torch.tensor([[False, True], [True, True]])
+    block_masks: flex.BlockMasks = {}
+    padded = torch.tensor([[False, True], [True, True]])
     for query in (patches, pooling):
-        mask = flex.attended_blocks(None, query, patches, 2, real, (0, 1), made)
+        mask = flex.prepend_to_block_mask(None, query, patches, 2, padded, (0, 1), block_masks)
         assert mask is not None
         assert mask.seq_lengths == (query.shape[2], 8)

@@ -7,7 +7,7 @@ import torch
 
 from antefix.attention.check import HeadShape, computes_right
 from antefix.attention.decoding import can_decode, decode
-from antefix.attention.kernels import as_additive
+from antefix.attention.kernels import kernel_mask
 from antefix.attention.shared import shared_attention
 from tests.parity.written_out import HEADS, SCALE, assert_near, by_hand, draw_case, pairs
 
@@ -34,7 +34,7 @@ def test_equals_softmax_written_out(dtype: torch.dtype, is_masked: bool, dims: t
     mask = hidden = None
     if is_masked:
         seen = torch.rand(3, 1, 1, 70) < 0.5
-        mask = as_additive(seen.to(DEVICE), ours[0])
+        mask = kernel_mask(seen.to(DEVICE), dtype)
         hidden = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))
     for rows in ([0, 0, 0], [0, -1, 1], [1, 0, 1]):
         expected = by_hand(*exact[:3], pairs(exact[3:]), rows, hidden, False)

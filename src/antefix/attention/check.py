@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from antefix.attention.decoding import decode
-from antefix.attention.kernels import as_additive
+from antefix.attention.kernels import kernel_mask
 from antefix.attention.shared import shared_attention
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _operate(case: _Case) -> list[Tensor]:
         if case.written_out:
             output = _written_out(query, key, value, prefixes, case.seen)
         else:
-            mask = as_additive(case.seen, query) if case.is_masked else None
+            mask = kernel_mask(case.seen, case.dtype) if case.is_masked else None
             output = shared_attention(
                 query, key, value, _pairs(prefixes), _PREFIX_INDICES, mask, mask is None, case.scale
             )
@@ -138,7 +138,7 @@ def _decode_last(case: _Case) -> list[Tensor]:
         query, seen = query[:, :, -1:], case.seen[:, :, -1:]
         if case.written_out:
             return [_written_out(query, key, value, prefixes, seen)]
-        mask = as_additive(seen, query) if case.is_masked else None
+        mask = kernel_mask(seen, case.dtype) if case.is_masked else None
         return [decode(query, key, value, _pairs(prefixes), _PREFIX_INDICES, mask, case.scale)]
 
 

@@ -11,9 +11,9 @@ from torch._C import _are_functorch_transforms_active as is_transformed  # as au
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from antefix.attention.check import HeadShape, is_trusted
-from antefix.attention.concat import over_every_key
 from antefix.attention.decoding import can_decode, decode
-from antefix.attention.kernels import as_additive, obstacle_to_kernels
+from antefix.attention.kernels import kernel_mask, obstacle_to_kernels
+from antefix.attention.masks import expand_to_keys
 from antefix.attention.shared import shared_attention
 from antefix.dispatch import AttentionFunction, is_causal
 
@@ -67,7 +67,7 @@ def share(
         key, value = key[:, :, :queries], value[:, :, :queries]
     scale = arguments.get("scaling")
     if mask is not None:
-        mask = over_every_key(as_additive(mask, query), key).expand(len(query), -1, queries, -1)
+        mask = expand_to_keys(kernel_mask(mask, query.dtype), key).expand(len(query), -1, queries, -1)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if _is_decoded(query, key, value, mask, prefixes):
         output = decode(query, key, value, prefixes, prefix_indices, mask, scale)

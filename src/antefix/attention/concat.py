@@ -1,56 +1,77 @@
 """The reference: put the prefix before the keys and values of each row and let the base attend over both.
 
-Slower than need be, because the prefix is copied for every row, and always right, whatever the base computes.
+Slower than need be, because the prefix is copied for every row, but always right, whatever the base computes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from antefix.shapes import Bool, Float
+from antefix.attention.flex import prepend_to_block_mask
+from antefix.attention.masks import prepend_to_mask
+from antefix.attention.state import ForwardPrefixes, RelativePositions, SitePrefixes, expand_to_rows
+from antefix.dispatch import AttentionFunction, implementation_of, is_causal, settings_of
+from antefix.errors import UnsupportedModelError
+from antefix.sites import Site
 
-
-def attended(
-    mask: Tensor | None,
-    query: Float[Tensor, "batch head query key_dim"],
-    key: Float[Tensor, "batch kv_head key key_dim"],
-    prefix_key: Float[Tensor, "batch kv_head token key_dim"],
-    real: Bool[Tensor, "batch token"] | None,
-    is_causal: bool,
-    additive: bool,
-) -> Tensor | None:
-    """Return the mask over prefix and sequence: every query sees every real prefix token.
-
-    `mask` is the base's, boolean or additive, `(batch or 1, head or 1, query or 1, key or 1)`; without one, `is_causal`
-    says whether the base would have hidden later keys, and `additive` which sort of mask it takes. None hides nothing.
-    """
-    queries, tokens = query.shape[2], prefix_key.shape[2]
-    if mask is None:
-        if real is None and not (is_causal and queries > 1):
-            return None
-        mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device)
-        mask = mask.tril() if is_causal and queries > 1 else mask
-        mask = _as_additive(mask, query.dtype) if additive else mask
-    batch = mask.shape[0] if real is None else query.shape[0]
-    mask = over_every_key(mask, key).expand(batch, -1, queries, -1)
-    seen = torch.ones(batch, tokens, dtype=torch.bool, device=mask.device) if real is None else real
-    seen = seen[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
-    if mask.dtype != torch.bool:
-        seen = _as_additive(seen, mask.dtype)
-    return torch.cat([seen, mask], dim=-1)
+SUPPORTED = ("eager", "sdpa", "flex_attention")
 
 
-def over_every_key(mask: Tensor, key: Tensor) -> Tensor:
-    """Return a mask with a column for each key, where the base's has one for all, which it relies on PyTorch to repeat.
+def concatenate(
+    forward: ForwardPrefixes,
+    prefixes: SitePrefixes,
+    base: AttentionFunction,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Let the base's own function attend over the joined keys and values."""
+    implementation = implementation_of(module)
+    if implementation not in SUPPORTED:
+        raise UnsupportedModelError(
+            f"a prefix cannot enter attention of implementation '{implementation}' yet; "
+            f"load the model with attn_implementation={' or '.join(map(repr, SUPPORTED))}."
+        )
+    prefix_key, prefix_value, prefix_mask = expand_to_rows(prefixes)
+    num_virtual_tokens = prefix_key.shape[2]
+    if implementation == "flex_attention" and not isinstance(attention_mask, Tensor):
+        mask: Any = prepend_to_block_mask(
+            attention_mask, query, key, num_virtual_tokens, prefix_mask, prefixes.prefix_indices, forward.block_masks
+        )
+    else:
+        # The sdpa function hides later keys by itself; the others add a mask to the scores and do nothing else.
+        additive = implementation != "sdpa"
+        hides_later = not additive and is_causal(module, kwargs)
+        mask = prepend_to_mask(attention_mask, query, key, num_virtual_tokens, prefix_mask, hides_later, additive)
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = _prepend_to_bias(
+            kwargs["position_bias"], module, num_virtual_tokens, forward.relative_positions
+        )
+    joined_key = torch.cat([prefix_key, key], dim=2)
+    joined_value = torch.cat([prefix_value, value], dim=2)
+    return base(module, query, joined_key, joined_value, mask, *args, **kwargs)
 
-    It is copied, as kernels read its columns one after another.
-    """
-    if mask.shape[-1] != 1 or key.shape[2] == 1:
-        return mask
-    return mask.expand(-1, -1, -1, key.shape[2]).contiguous()
 
-
-def _as_additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask into one that is added to the scores."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+def _prepend_to_bias(
+    bias: Tensor, module: nn.Module, num_virtual_tokens: int, positions: RelativePositions | None
+) -> Tensor:
+    """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
+    site: Site = settings_of(module.config)["antefix_site"]
+    if positions is None and site.kind != "cross":
+        raise UnsupportedModelError(
+            f"the attention at '{site.path}' adds a bias by distance that antefix cannot tell of a prefix; leave its "
+            "layer out of PrefixConfig.layers, or its kind out of PrefixConfig.sites."
+        )
+    if positions is None or site.kind == "cross":
+        front = bias.new_zeros(*bias.shape[:3], num_virtual_tokens)
+    else:
+        front = positions.bias(num_virtual_tokens, module).to(bias.dtype)
+    batch = max(front.shape[0], bias.shape[0])
+    return torch.cat([front.expand(batch, -1, -1, -1), bias.expand(batch, -1, -1, -1)], dim=-1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from antefix.attention.efficient import attend_efficiently, differentiate_efficiently
+from antefix.attention.masks import as_additive
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_ON_GPU = 256
@@ -23,15 +24,13 @@ def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | No
     return next((reason for stands, reason in reasons if stands), None)
 
 
-def as_additive(mask: Tensor, query: Tensor) -> Tensor:
-    """Return a mask as numbers to add, the lowest low enough to leave nothing to compare.
+def kernel_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a boolean or additive mask as numbers that every kernel can add to scores.
 
-    It is half the lowest there is: a kernel that counts in powers of two multiplies it by 1.44 and must not overflow.
+    The floor is half the lowest number: a kernel that works in powers of two multiplies it by 1.44, which must not
+    overflow.
     """
-    lowest = torch.finfo(query.dtype).min / 2
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
-    return mask.to(query.dtype).clamp(min=lowest)
+    return as_additive(mask, dtype, torch.finfo(dtype).min / 2)
 
 
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,33 @@ Pairs: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 
 @dataclass(frozen=True, eq=False)
 class KeysAndValues:
-    """Keys and values of one prefix, in the device and dtype of each attention that reads them."""
+    """Keys and values of one prefix, on the device and in the dtype of each attention that reads them."""
 
     pairs: Pairs
-    _brought: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _converted: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def at(self, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return key and value of a site; those of a frozen prefix are brought to a place once, from what was loaded.
+        """Return key and value of a site; those of a frozen prefix are converted once, always from what was loaded.
 
-        To convert what was converted before would keep its rounding.
+        Converting what was converted before would keep its rounding.
         """
         key, value = self.pairs[path]
         if key.dtype == value.dtype == like.dtype and key.device == value.device == like.device:
             return key, value
         place = (path, like.device, like.dtype)
-        if key.requires_grad or (torch.compiler.is_compiling() and place not in self._brought):
+        if key.requires_grad or (torch.compiler.is_compiling() and place not in self._converted):
             return key.to(like.device, like.dtype), value.to(like.device, like.dtype)
-        if place not in self._brought:
-            with torch.inference_mode(False):  # what is kept may be of use to a training step, too
-                self._brought[place] = key.to(like.device, like.dtype), value.to(like.device, like.dtype)
-        return self._brought[place]
+        if place not in self._converted:
+            with torch.inference_mode(False):  # a training step may use what is kept, too
+                self._converted[place] = key.to(like.device, like.dtype), value.to(like.device, like.dtype)
+        return self._converted[place]
+
+
+class SitePrefixes(NamedTuple):
+    """The prefixes at one site: keys and values `(kv_head, token, dim)` of each, and the index of each row's, or -1."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+    prefix_indices: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +63,10 @@ class ForwardPrefixes:
     laid_together: LaidTogether | None = None
     block_masks: BlockMasks = field(default_factory=dict)
 
-    def shared_at(self, path: str, like: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Sequence[int]] | None:
-        """Return keys and values `(kv_head, token, dim)` of a site, each prefix once, and which one each row uses.
+    def at(self, path: str, like: Tensor) -> SitePrefixes | None:
+        """Return the prefixes at a site, for the rows, device and dtype of `like`; None if there are none.
 
-        Rows that use none have -1. None where no row has a prefix at this site. Raises `UnsupportedModelError` where
-        rows differ in their prefixes, but are not the rows of the attention.
+        Raises `UnsupportedModelError` if rows differ in their prefixes, but are not the rows of the attention.
         """
         present = [index for index, prefix in enumerate(self.prefixes) if path in prefix.pairs]
         if not present:
@@ -71,7 +77,7 @@ class ForwardPrefixes:
             indices = tuple(present.index(index) if index in present else -1 for index in indices)
         if len(indices) != like.shape[0]:
             indices = _indices_for_batch(indices, path, like.shape[0])
-        return pairs, indices
+        return SitePrefixes(pairs, indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,34 +130,32 @@ def _indices_for_batch(prefix_indices: Sequence[int], path: str, batch: int) -> 
     )
 
 
-def for_each_row(
-    pairs: Sequence[tuple[Tensor, Tensor]], prefix_indices: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return keys and values `(batch, kv_head, token, dim)` of what `shared_at` returns, and which tokens are real.
+def expand_to_rows(prefixes: SitePrefixes) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return each row's keys and values `(batch, kv_head, token, dim)`, and a mask `(batch, token)`, False for padding.
 
-    The last is a boolean `(batch, token)`, or None where all are. Shorter prefixes are padded in front, so that each
-    ends where its row's sequence begins.
+    Shorter prefixes are padded in front, so that each ends where its row's sequence begins. The mask is None if there
+    is no padding.
     """
+    pairs, prefix_indices = prefixes
     if set(prefix_indices) == {0}:
-        key, value = (part[None].expand(len(prefix_indices), -1, -1, -1) for part in pairs[0])
+        key, value = (tensor[None].expand(len(prefix_indices), -1, -1, -1) for tensor in pairs[0])
         return key, value, None
-    return _padded([pairs[index] if index >= 0 else None for index in prefix_indices])
+    return _pad_and_stack([pairs[index] if index >= 0 else None for index in prefix_indices])
 
 
-def _padded(rows: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _pad_and_stack(pair_by_row: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Stack prefixes of different lengths, with zeros in front of the shorter ones."""
-    given = next(row for row in rows if row is not None)
-    lengths = [0 if row is None else row[0].shape[1] for row in rows]
+    some = next(pair for pair in pair_by_row if pair is not None)
+    lengths = [0 if pair is None else pair[0].shape[1] for pair in pair_by_row]
     longest = max(lengths)
 
-    def pad(part: int) -> Tensor:
-        heads, _, dim = given[part].shape
-        tensors = [given[part].new_zeros(heads, 0, dim) if row is None else row[part] for row in rows]
-        padded = [nn.functional.pad(t, (0, 0, longest - t.shape[1], 0)) for t in tensors]
-        return torch.stack(padded)
+    def stack(part: int) -> Tensor:
+        heads, _, dim = some[part].shape
+        tensors = [some[part].new_zeros(heads, 0, dim) if pair is None else pair[part] for pair in pair_by_row]
+        return torch.stack([nn.functional.pad(t, (0, 0, longest - t.shape[1], 0)) for t in tensors])
 
     if min(lengths) == longest:
-        return pad(0), pad(1), None
-    tokens = torch.arange(longest, device=given[0].device)
-    real = tokens >= longest - torch.tensor(lengths, device=given[0].device)[:, None]
-    return pad(0), pad(1), real
+        return stack(0), stack(1), None
+    tokens = torch.arange(longest, device=some[0].device)
+    prefix_mask = tokens >= longest - torch.tensor(lengths, device=some[0].device)[:, None]
+    return stack(0), stack(1), prefix_mask
