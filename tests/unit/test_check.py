@@ -63,7 +63,7 @@ def test_one_wrong_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both kinds of hiding are looked at together, once."""
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(check, "_found", {})
+    monkeypatch.setattr(check, "_verdicts", {})
     monkeypatch.setattr(check, "computes_right", lambda *key: asked.append(key) or key[-1])
     kind = ("operator", CPU, torch.float32, HeadShape())
     assert [is_trusted(*kind, masked) for masked in (True, False, True)] == [True, False, True]
