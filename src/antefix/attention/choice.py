@@ -27,7 +27,7 @@ def obstacle_to_sharing(
     *args: Any,
     **arguments: Any,
 ) -> str | None:
-    """Return why the prefix has to be copied for each row here, None where it is shared; the rest goes to the base."""
+    """Return why the prefix has to be copied for each row here, None if it is shared; the rest goes to the base."""
     same_dtype = query.dtype == key.dtype == value.dtype
     reasons = (
         (base is not sdpa_attention_forward, "the attention is not Transformers' sdpa"),
@@ -41,10 +41,10 @@ def obstacle_to_sharing(
         (query.shape[0] != key.shape[0], "queries and keys are of different batches"),
         (not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, "the numbers of a head lie apart in memory"),
     )
-    reason = next((reason for stands, reason in reasons if stands), None)
+    reason = next((reason for applies, reason in reasons if applies), None)
     if reason is None and not query.is_cpu:
         reason = obstacle_to_kernels(query.device.type, query.dtype, max(query.shape[-1], value.shape[-1]))
-        if reason is None and not is_trusted("operator", *_kind(query, key, value), mask is not None):
+        if reason is None and not is_trusted("operator", *_kernel_case(query, key, value), mask is not None):
             reason = "this GPU's kernels did not compute a small case right"
     return reason
 
@@ -60,32 +60,32 @@ def share(
     lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
     **arguments: Any,
 ) -> Tensor:
-    """Return the attention output `(batch, query, head, value_dim)`, laid out as Transformers' sdpa function does."""
+    """Return the attention output `(batch, query, head, value_dim)`, contiguous as from Transformers' sdpa function."""
     queries = query.shape[2]
     causal = queries > 1 and mask is None and is_causal(module, arguments)
-    if causal:  # a static cache has room for more keys than there are, and kernels disagree on what that hides
+    if causal:  # a static cache has slots still empty, and kernels disagree on which keys are hidden then
         key, value = key[:, :, :queries], value[:, :, :queries]
     scale = arguments.get("scaling")
     if mask is not None:
         mask = expand_to_keys(kernel_mask(mask, query.dtype), key).expand(len(query), -1, queries, -1)
     scale = query.shape[3] ** -0.5 if scale is None else scale
-    if _is_decoded(query, key, value, mask, prefixes):
+    if _takes_decoding_kernel(query, key, value, mask, prefixes):
         output = decode(query, key, value, prefixes, prefix_indices, mask, scale)
     else:
         output = shared_attention(query, key, value, prefixes, prefix_indices, mask, causal, scale, lay_together)
     return output.transpose(1, 2).contiguous()
 
 
-def _is_decoded(
+def _takes_decoding_kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefixes: Sequence[tuple[Tensor, Tensor]]
 ) -> bool:
     return (
         query.is_cuda
         and can_decode(query, key, value, mask, prefixes)
-        and is_trusted("decoding", *_kind(query, key, value), mask is not None)
+        and is_trusted("decoding", *_kernel_case(query, key, value), mask is not None)
     )
 
 
-def _kind(query: Tensor, key: Tensor, value: Tensor) -> tuple[torch.device, torch.dtype, HeadShape]:
-    """Return what a kernel is made for."""
+def _kernel_case(query: Tensor, key: Tensor, value: Tensor) -> tuple[torch.device, torch.dtype, HeadShape]:
+    """Return what a kernel is made for, and what it is trusted for."""
     return query.device, query.dtype, HeadShape(query.shape[3], value.shape[3], query.shape[1] // key.shape[1])

@@ -1,4 +1,4 @@
-"""Attention over one part of the keys, with its log-sum-exp, and its gradients: PyTorch's kernels that tell it."""
+"""Attention over one part of the keys, with its log-sum-exp, and its gradients: the kernels that PyTorch has for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from antefix.attention.efficient import attend_efficiently, differentiate_effici
 from antefix.attention.masks import as_additive
 
 _HALF = (torch.float16, torch.bfloat16)
-_WIDEST_ON_GPU = 256
+_MAX_GPU_HEAD_DIM = 256
 
 
-def obstacle_to_kernels(device: str, dtype: torch.dtype, width: int) -> str | None:
-    """Return why no kernel returns the log-sum-exp for heads this wide; None where one does."""
+def obstacle_to_kernels(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why no kernel returns the log-sum-exp for heads this wide; None if one does."""
     on_gpu = device == "cuda"
     reasons = (
         (device not in ("cpu", "cuda"), f"there is no kernel for a device of type '{device}'"),
         (on_gpu and dtype not in (*_HALF, torch.float32), "the kernels of a GPU take fp32, bf16 and fp16"),
-        (on_gpu and width > _WIDEST_ON_GPU, "heads are too wide for a GPU's kernels"),
+        (on_gpu and head_dim > _MAX_GPU_HEAD_DIM, "heads are too wide for a GPU's kernels"),
     )
-    return next((reason for stands, reason in reasons if stands), None)
+    return next((reason for applies, reason in reasons if applies), None)
 
 
 def kernel_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,7 +34,7 @@ def kernel_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
-    """Return whether a GPU's flash kernel attends: it takes half precision and no mask."""
+    """Return whether a GPU's flash kernel can be used: it takes half precision and no mask."""
     return query.dtype in _HALF and mask is None
 
 
@@ -43,11 +43,11 @@ def attend_part(
 ) -> tuple[Tensor, Tensor]:
     """Return output `(batch, head, query, value_dim)` and log-sum-exp `(batch, head, query)` over these keys.
 
-    `mask` is added to the scores; a query that it hides every key from gets a log-sum-exp too low to count. With
-    `is_causal` there are as many keys as queries.
+    `mask` is added to the scores; if it hides every key from a query, that query's log-sum-exp is too low to count.
+    With `is_causal` there are as many keys as queries.
     """
-    width = value.shape[-1]
-    query, key, value = _of_one_width(query, key, value)
+    value_dim = value.shape[-1]
+    query, key, value = _pad_to_one_width(query, key, value)
     if query.is_cuda and not _takes_flash(query, mask):
         output, lse = attend_efficiently(query, key, value, mask, is_causal, scale)
     elif query.is_cuda:
@@ -56,7 +56,7 @@ def attend_part(
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, lse = kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
-    return (output if output.shape[-1] == width else output[..., :width]), lse
+    return (output if output.shape[-1] == value_dim else output[..., :value_dim]), lse
 
 
 def differentiate_part(
@@ -72,31 +72,31 @@ def differentiate_part(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; `output` and `lse` are those over all parts together."""
     dims = (query.shape[-1], key.shape[-1], value.shape[-1])
-    wide = _of_one_width(query, key, value)
-    if (missing := wide[2].shape[-1] - dims[2]) > 0:
+    padded = _pad_to_one_width(query, key, value)
+    if (missing := padded[2].shape[-1] - dims[2]) > 0:
         grad, output = pad(grad, (0, missing)), pad(output, (0, missing))
     if query.is_cuda and not _takes_flash(query, mask):
-        grads = differentiate_efficiently(grad, *wide, output, lse, mask, is_causal, scale)
+        grads = differentiate_efficiently(grad, *padded, output, lse, mask, is_causal, scale)
     elif query.is_cuda:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
-        seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which there is none of
+        seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which is not used
         lengths = (None, None, query.shape[2], key.shape[2])  # no rows are packed
-        grads = kernel(grad, *wide, output, lse.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
+        grads = kernel(grad, *padded, output, lse.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
     else:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads = kernel(grad, *wide, output, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
-    if wide[0] is query:
+        grads = kernel(grad, *padded, output, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
+    if padded[0] is query:
         return grads[0], grads[1], grads[2]
-    grad_query, grad_key, grad_value = (part[..., :dim] for part, dim in zip(grads, dims, strict=True))
+    grad_query, grad_key, grad_value = (tensor[..., :dim] for tensor, dim in zip(grads, dims, strict=True))
     return grad_query, grad_key, grad_value
 
 
-def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Widen heads with zeros, which changes no score and no output: a kernel knows one width, a GPU's only eights."""
-    wide = max(key.shape[-1], value.shape[-1])
+def _pad_to_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widen heads with zeros, which changes no score or output: kernels take one width, on a GPU a multiple of 8."""
+    width = max(key.shape[-1], value.shape[-1])
     if query.is_cuda:
-        wide = -(-wide // 8) * 8
-    if key.shape[-1] == value.shape[-1] == wide:
+        width = -(-width // 8) * 8
+    if key.shape[-1] == value.shape[-1] == width:
         return query, key, value
-    query, key, value = (pad(part, (0, wide - part.shape[-1])) for part in (query, key, value))
+    query, key, value = (pad(tensor, (0, width - tensor.shape[-1])) for tensor in (query, key, value))
     return query, key, value

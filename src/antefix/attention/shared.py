@@ -1,11 +1,11 @@
-"""Attention over a prefix that many rows share: its keys and values are read once, never copied for a row.
+"""Attention over a prefix that many rows share: its keys and values are read once, never copied per row.
 
-Softmax over `[prefix; sequence]` splits exactly: each part is computed on its own, with its log-sum-exp, and the two
-are weighed against each other (Milakov & Gimelshein 2018, arXiv 1805.02867; for shared prefixes Juravsky et al. 2024,
+Softmax over `[prefix; sequence]` splits exactly: each part is computed by itself, with its log-sum-exp, and the two are
+weighed against each other (Milakov & Gimelshein 2018, arXiv 1805.02867; for shared prefixes Juravsky et al. 2024,
 arXiv 2402.05099). The rows of one prefix are folded into one long row of queries.
 
-Backward, each part is given the merged output and log-sum-exp: what its kernel then computes is its share of the exact
-gradient, so nothing has to be kept but what any attention keeps.
+Backward, each part's kernel is given the merged output and log-sum-exp, and so computes its share of the exact
+gradient. Nothing is kept that other attention does not keep.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SCHEMA = (
     "Tensor? mask, bool is_causal, float scale) -> (Tensor, Tensor)"
 )
 
-_LONG = 512
-"""Tokens of a prefix from which on a decoding step gains by grouping heads; measured on two cores."""
+_MIN_TOKENS_TO_FOLD_HEADS = 512
+"""A decoding step gains by folding heads if a prefix has at least this many tokens; measured on two cores."""
 
 
 def shared_attention(
@@ -40,7 +40,7 @@ def shared_attention(
     scale: float,
     lay_together: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> Float[Tensor, "batch head query value_dim"]:
-    """Attend over the prefix of each row and the row itself.
+    """Attend over each row and its prefix.
 
     `prefixes` are keys `(kv_head, token, key_dim)` and values `(kv_head, token, value_dim)`; `prefix_indices` has the
     index of one for each row of the batch, -1 for none. `mask` covers the sequence alone and is added to its scores;
@@ -51,7 +51,7 @@ def shared_attention(
     if torch.compiler.is_compiling():
         output: Tensor = _operator(query, key, value, keys, values, list(prefix_indices), mask, is_causal, scale)[0]
     elif torch.is_grad_enabled():
-        apply: Any = _Function.apply
+        apply: Any = _SharedAttention.apply
         output = apply(query, key, value, mask, prefix_indices, is_causal, scale, *keys, *values)
     else:
         output = _merge(*_attend(query, key, value, keys, values, prefix_indices, mask, is_causal, scale, lay_together))
@@ -86,7 +86,7 @@ def _attend(
     else:
         order, spans = _sort_by_prefix(tuple(prefix_indices))
         ordered = _reordered(query, order)
-        if lay_together is not None and _are_alike(spans, prefix_keys):
+        if lay_together is not None and _can_lay_together(spans, prefix_keys):
             parts = [attend_prefixes(ordered, *lay_together())]
         else:
             parts = [
@@ -103,7 +103,7 @@ def _attend(
 def _merge(sequence_output: Tensor, sequence_lse: Tensor, prefix_output: Tensor, prefix_lse: Tensor) -> Tensor:
     """Weigh the sequence's output against that of the prefixes.
 
-    bf16 has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing in it.
+    In fp32 at least: bf16 has no number between 0.996 and 1, so a few tokens beside a long prefix would weigh nothing.
     """
     weight = torch.sigmoid(prefix_lse - sequence_lse).unsqueeze(-1)
     if weight.dtype == sequence_output.dtype:
@@ -125,9 +125,9 @@ def _differentiate(
     scale: float,
     output: Tensor,
     lse: Tensor,
-    needs_sequence: bool,
+    needs_sequence_grads: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    """Return the gradients of query, key and value, None unless `needs_sequence`, and those of the prefixes."""
+    """Return the gradients of query, key and value, None unless `needs_sequence_grads`, and those of the prefixes."""
     kv_heads = key.shape[1]
     prefix_grads: list[tuple[Tensor, Tensor] | None] = [None] * len(prefix_keys)
 
@@ -157,7 +157,7 @@ def _differentiate(
         for pair, prefix_key, prefix_value in zip(prefix_grads, prefix_keys, prefix_values, strict=True)
     ]
     grad_keys, grad_values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if not needs_sequence:  # nothing below trains, as in the first layer of a frozen base
+    if not needs_sequence_grads:  # nothing below trains, as in the first layer of a frozen base
         return None, None, None, grad_keys, grad_values
     grad_query, grad_key, grad_value = differentiate_part(grad, query, key, value, output, lse, mask, is_causal, scale)
     return grad_query.add_(prefix_grad_query), grad_key, grad_value, grad_keys, grad_values
@@ -179,8 +179,8 @@ def _sort_by_prefix(prefix_indices: tuple[int, ...]) -> tuple[tuple[int, ...], t
     return tuple(order), tuple(spans)
 
 
-def _are_alike(spans: Sequence[tuple[int, slice]], prefixes: Sequence[Tensor]) -> bool:
-    """Return whether all rows have a prefix, all prefixes have one shape, and each has as many rows."""
+def _can_lay_together(spans: Sequence[tuple[int, slice]], prefixes: Sequence[Tensor]) -> bool:
+    """Return whether all rows have a prefix, and all prefixes the same shape and the same number of rows."""
     sizes = {span.stop - span.start for _, span in spans}
     return spans[0][0] >= 0 and len(sizes) == len({prefix.shape for prefix in prefixes}) == 1
 
@@ -195,7 +195,7 @@ def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _attend_nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what attention over no keys comes to: no output, of no weight."""
+    """Return what attention over no keys amounts to: an output of zeros, without weight."""
     output = query.new_zeros(*query.shape[:3], value.shape[3])
     return output, query.new_full(query.shape[:3], float("-inf"), dtype=_lse_dtype(query))
 
@@ -207,24 +207,24 @@ def _lse_dtype(query: Tensor) -> torch.dtype:
 def _fold(tensor: Tensor, num_prefixes: int, num_key_value_heads: int, num_virtual_tokens: int) -> Tensor:
     """Lay the rows of each prefix end to end, as `(prefix, head, row * query, ...)`.
 
-    That is a view where all heads of a query lie together in memory, one query after another. One query a row is few
-    for a kernel: before a long prefix, the query heads of a key/value head are laid end to end as well, which is worth
-    the copy.
+    This is a view if the heads of a query lie together in memory, query after query. One query per row is little for a
+    kernel: before a long prefix, the query heads of a key/value head are laid end to end as well, which is worth the
+    copy.
     """
     rows, heads, queries, *dim = tensor.shape
     if rows == num_prefixes:
         return tensor
-    is_grouped = queries == 1 and num_virtual_tokens >= _LONG
-    if queries == num_prefixes == 1 and not is_grouped:
+    folds_heads = queries == 1 and num_virtual_tokens >= _MIN_TOKENS_TO_FOLD_HEADS
+    if queries == num_prefixes == 1 and not folds_heads:
         return tensor.transpose(0, 2)
-    if not is_grouped:
+    if not folds_heads:
         return tensor.transpose(1, 2).reshape(num_prefixes, -1, heads, *dim).transpose(1, 2)
     grouped = tensor.reshape(num_prefixes, -1, num_key_value_heads, heads // num_key_value_heads, *dim)
     return grouped.transpose(1, 2).reshape(num_prefixes, num_key_value_heads, -1, *dim)
 
 
 def _unfold(folded: Tensor, like: Tensor) -> Tensor:
-    """Undo `_fold` for something of the rows, heads and queries of `like`."""
+    """Undo `_fold` for what has the rows, heads and queries of `like`."""
     rows, heads, queries = like.shape[:3]
     num_prefixes, folded_heads, _, *dim = folded.shape
     if rows == num_prefixes:
@@ -238,18 +238,18 @@ def _unfold(folded: Tensor, like: Tensor) -> Tensor:
 
 
 def _attend_both(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp over both parts, with all heads of a query together in memory, as in `_shapes`."""
+    """Return output and log-sum-exp over both parts, with the heads of a query together in memory, as `_fake` says."""
     sequence_output, sequence_lse, prefix_output, prefix_lse = _attend(query, *rest)
     output = _merge(sequence_output, sequence_lse, prefix_output, prefix_lse)
-    return _by_query(output), _by_query(torch.logaddexp(sequence_lse, prefix_lse))
+    return _query_major(output), _query_major(torch.logaddexp(sequence_lse, prefix_lse))
 
 
-def _by_query(part: Tensor) -> Tensor:
-    laid = part.transpose(1, 2)
-    return part if laid.is_contiguous() else laid.contiguous().transpose(1, 2)
+def _query_major(tensor: Tensor) -> Tensor:
+    by_query = tensor.transpose(1, 2)
+    return tensor if by_query.is_contiguous() else by_query.contiguous().transpose(1, 2)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, prefix_keys, prefix_values, ctx.prefix_indices, mask, ctx.is_causal, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, mask, *output, *prefix_keys, *prefix_values)
 
@@ -257,28 +257,28 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     query, key, value, mask, output, lse, *prefixes = ctx.saved_tensors
     half = len(prefixes) // 2
-    needs_sequence = any(ctx.needs_input_grad[:3])
+    needs_sequence_grads = any(ctx.needs_input_grad[:3])
     grads = _differentiate(
         grad, query, key, value, prefixes[:half], prefixes[half:], ctx.prefix_indices, mask, ctx.is_causal, ctx.scale,
-        output, lse, needs_sequence,
+        output, lse, needs_sequence_grads,
     )  # fmt: skip
     return *grads, None, None, None, None
 
 
 _operator = torch.library.custom_op("antefix::shared_attention", _attend_both, mutates_args=(), schema=_SCHEMA)
-_operator.register_autograd(_backward, setup_context=_keep)
+_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 @_operator.register_fake
-def _shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = query.shape
     output = query.new_empty(batch, queries, heads, value.shape[3])
     lse = query.new_empty(batch, queries, heads, dtype=_lse_dtype(query))
     return output.transpose(1, 2), lse.transpose(1, 2)
 
 
-class _Function(torch.autograd.Function):
-    """The operator without its dispatcher, which takes longer to call than short attention takes to compute."""
+class _SharedAttention(torch.autograd.Function):
+    """The operator without its dispatcher, which takes longer than short attention itself."""
 
     @staticmethod
     def forward(
@@ -287,11 +287,11 @@ class _Function(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         half = len(prefixes) // 2
         inputs = query, key, value, prefixes[:half], prefixes[half:], prefix_indices, mask, is_causal, scale
-        both = _attend_both(*inputs)
-        _keep(ctx, inputs, both)
-        return both[0]
+        output, lse = _attend_both(*inputs)
+        _setup_context(ctx, inputs, (output, lse))
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        of_query, of_key, of_value, of_keys, of_values, *_ = _backward(ctx, grad)
-        return of_query, of_key, of_value, None, None, None, None, *of_keys, *of_values
+        grad_query, grad_key, grad_value, grad_keys, grad_values, *_ = _backward(ctx, grad)
+        return grad_query, grad_key, grad_value, None, None, None, None, *grad_keys, *grad_values
