@@ -111,7 +111,7 @@ def test_nothing_outlives_the_cache(bank: antefix.PrefixBank) -> None:
     decode(bank, ["abcd"] * 3, cache)
     (stack,) = bank._stacks._stacks.values()
     (laid,) = stack.together._of_cache.values()
-    assert [key.shape for key, _ in laid._laid.values()] == [(4, 2, 5, 8)] * LAYERS
+    assert [key.shape for key, _ in laid._by_site.values()] == [(4, 2, 5, 8)] * LAYERS
     del cache, laid
     gc.collect()
     assert not stack.together._of_cache

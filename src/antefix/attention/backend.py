@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 def open_site(
     module: nn.Module, site: Site, carrier: Carrier[ForwardPrefixes | None] | None, is_wanted: Callable[[], bool]
 ) -> Callable[[], None]:
-    """Let prefixes into the attention of one module; the returned function closes it again, bit for bit.
+    """Let prefixes into the attention of one module; the returned function undoes this, bit for bit.
 
-    A module that no keyword reaches gets its prefixes from a carrier; `is_wanted` tells whether what is in use has
-    some for it.
+    A module that no keyword reaches gets its prefixes from a carrier; `is_wanted` tells whether a prefix in use has
+    something for it.
     """
     return switch(module, "antefix", attend, antefix_site=site, antefix_carrier=carrier, antefix_is_wanted=is_wanted)
 
@@ -44,7 +44,7 @@ def attend(
     if forward is None and settings["antefix_carrier"] is not None:
         forward = settings["antefix_carrier"].held
     if forward is None and not torch.is_grad_enabled() and not settings["antefix_is_wanted"]():
-        forward = NO_PREFIXES  # some generate() calls it so; with gradients, it may be a layer that runs again
+        forward = NO_PREFIXES  # as some generate() calls it; with gradients, it may be a layer that runs again
     if forward is None:
         raise UnsupportedModelError(
             f"the attention at '{site.path}' ran outside a forward of its model, so no prefix could reach it; call the "
@@ -54,7 +54,7 @@ def attend(
     prefixes = forward.at(site.path, key)
     if prefixes is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
-    if kwargs.get("cache") is not None:  # which only Transformers' own function would fill
+    if kwargs.get("cache") is not None:  # only Transformers' own function would fill it
         raise refusal()
     obstacle = obstacle_to_sharing(base, query, key, value, attention_mask, *args, **kwargs)
     if obstacle is None:

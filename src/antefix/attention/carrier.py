@@ -1,7 +1,7 @@
-"""`Carrier`: how the state of a forward reaches modules that their model passes no keyword on to.
+"""`Carrier`: how the state of a forward reaches modules to which their model passes no keyword on.
 
-It holds that state for the forward's thread. A checkpointed layer runs again in the backward, perhaps in another thread
-and after other forwards; so it remembers the state that its forward saw.
+It holds that state for the forward's thread. A checkpointed layer runs again in the backward pass, perhaps in another
+thread and after other forwards, so it remembers the state that its forward saw.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 Held = TypeVar("Held")
-_KEPT_UNDER = ("_gradient_checkpointing_func", "checkpoint_fn")
-"""Where Transformers' layers, and PyTorch's wrapper around any layer (FSDP's), keep the function that runs it again."""
+_CHECKPOINT_ATTRIBUTES = ("_gradient_checkpointing_func", "checkpoint_fn")
+"""Where Transformers' layers, and PyTorch's wrapper around any layer (as FSDP uses), keep what runs them again."""
 
 
 class Carrier(Generic[Held]):
-    """What this thread's forward goes by, and what `otherwise` returns while the thread holds nothing."""
+    """The state of this thread's forward, or what `default` returns while the thread holds none."""
 
-    def __init__(self, otherwise: Callable[[], Held]) -> None:
-        self._thread = threading.local()  # as it is: of a subclass, torch.compile would read the wrong attribute
-        self._otherwise = otherwise
+    def __init__(self, default: Callable[[], Held]) -> None:
+        self._thread = threading.local()  # not a subclass, of which torch.compile would read the wrong attribute
+        self._default = default
 
     @property
     def held(self) -> Held:
-        """What the forward that this thread is in goes by."""
+        """The state of the forward that this thread is in."""
         held: Held | None = getattr(self._thread, "held", None)
-        return self._otherwise() if held is None else held
+        return self._default() if held is None else held
 
     def hold(self, held: Held | None) -> None:
-        """Hold this in this thread from now on; None is nothing."""
+        """Hold this in this thread from now on, or nothing if it is None."""
         self._thread.held = held
 
-    def under_the_same(self, layer: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a layer that runs in any thread under what is held in this one now."""
+    def bind(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a layer that runs in any thread with the state that this thread holds now."""
         held = self.held
 
-        def layer_under_the_same(*args: Any, **kwargs: Any) -> Any:
+        def bound_layer(*args: Any, **kwargs: Any) -> Any:
             with self._holding(held):
                 return layer(*args, **kwargs)
 
-        return layer_under_the_same
+        return bound_layer
 
     def enter_checkpoints(self, modules: Iterable[nn.Module]) -> None:
-        """Make those modules that are checkpointed now run again under what they ran under."""
+        """Make modules that are checkpointed run again with the state of their first run."""
         for module, name, checkpoint in _checkpoints(modules):
             if not isinstance(checkpoint, _RememberingCheckpoint):
                 setattr(module, name, _RememberingCheckpoint(checkpoint))
@@ -73,25 +73,26 @@ class Carrier(Generic[Held]):
 
 
 def _checkpoints(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Go through the functions that run layers again, each with the module and the name that it is kept under."""
+    """Yield each function that runs a layer again, with the module and the attribute that keep it."""
     for module in modules:
-        own = vars(module)  # far quicker than getattr, which asks a module for everything that it has not
-        yield from ((module, name, own[name]) for name in _KEPT_UNDER if own.get(name) is not None)
+        attributes = vars(module)  # far quicker than getattr, which searches a module for what it does not have
+        names = (name for name in _CHECKPOINT_ATTRIBUTES if attributes.get(name) is not None)
+        yield from ((module, name, attributes[name]) for name in names)
 
 
 class _RememberingCheckpoint:
-    """A checkpoint function whose layer runs again under what some carriers held when it ran at first."""
+    """A checkpoint function whose layer runs again with the state that some carriers held in its first run."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
         self.carriers: list[Carrier[Any]] = []
-        self.keywords = getattr(original, "keywords", {})  # where Transformers keeps `use_reentrant`
+        self.keywords = getattr(original, "keywords", {})  # in which Transformers keeps `use_reentrant`
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for carrier in self.carriers:
-            layer = carrier.under_the_same(layer)
+            layer = carrier.bind(layer)
         return self.original(layer, *args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> Callable[..., Any]:
-        """Let a copied layer remember nothing: it is not of the stack, and nothing in it asks a carrier."""
+        """Let a copied layer remember nothing: it is no part of the stack, and nothing in it asks a carrier."""
         return self.original

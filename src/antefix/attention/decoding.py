@@ -1,7 +1,7 @@
-"""One query a row on a GPU: a single kernel over prefix and sequence, whichever prefix each row has.
+"""One query per row on a GPU: a single kernel over prefix and sequence, whichever prefix each row has.
 
 Decoding a token is bound by kernel launches: calls for the two parts, for each prefix of a batch, and for merging them
-would take longer than the arithmetic. This kernel reads a row's prefix in place, by its address, and goes on with the
+would take longer than the arithmetic. This kernel reads a row's prefix in place, by its address, and continues with the
 row's own keys (online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867). It is written in Triton, which comes with
 PyTorch for GPUs.
 """
@@ -17,21 +17,21 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # PyTorch for a CPU comes without
+except ImportError:  # PyTorch for CPUs comes without it
     triton = None
 
 _MAX_TOKENS = 8192
-"""A row is one program's work for each key/value head: what is longer is for kernels that split it."""
+"""One program handles a whole row for one key/value head: longer rows are for kernels that split them."""
 _ALIGNMENT = 16
-"""Bytes that are read in one piece where all begins at multiples of them."""
+"""Bytes that are read in one piece if all addresses are multiples of this."""
 _BLOCK_SIZE, _NUM_WARPS, _NUM_STAGES = 8192, 4, 3
-"""How many numbers of keys a program reads at once, by how many warps, and how many blocks are on their way."""
+"""Numbers per block of keys, warps per program, and blocks being loaded at a time."""
 
 
 def can_decode(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefixes: Sequence[tuple[Tensor, Tensor]]
 ) -> bool:
-    """Return whether the kernel takes such tensors: one query a row, without gradients, that reads not too much."""
+    """Return whether the kernel takes such tensors: one query per row, no gradients, and not too many tokens."""
     if triton is None or query.shape[2] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     longest = key.shape[2] + max(prefix.shape[1] for prefix, _ in prefixes)
@@ -50,11 +50,11 @@ def decode(
     mask: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Return `(batch, head, 1, value_dim)`: what `shared_attention` returns for one query a row."""
+    """Return `(batch, head, 1, value_dim)`: what `shared_attention` returns for one query per row."""
     batch, heads, _, key_dim = query.shape
     kv_heads, value_dim = key.shape[1], value.shape[3]
-    places = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
-    table, is_aligned = _prefix_table(query.device, places, tuple(prefix_indices))
+    addresses = tuple((keys.data_ptr(), values.data_ptr(), keys.shape[1]) for keys, values in prefixes)
+    table, is_aligned = _prefix_table(query.device, addresses, tuple(prefix_indices))
     is_aligned = is_aligned and key_dim * query.itemsize % _ALIGNMENT == value_dim * query.itemsize % _ALIGNMENT == 0
     output = query.new_empty(batch, 1, heads, value_dim).transpose(1, 2)
     group_size = heads // kv_heads
@@ -73,15 +73,15 @@ def decode(
 
 @functools.lru_cache(maxsize=4096)
 def _prefix_table(
-    device: torch.device, places: tuple[tuple[int, int, int], ...], prefix_indices: tuple[int, ...]
+    device: torch.device, addresses: tuple[tuple[int, int, int], ...], prefix_indices: tuple[int, ...]
 ) -> tuple[Tensor, bool]:
-    """Return `(3, row)`: where the keys and the values of each row's prefix lie, and how many tokens it has.
+    """Return `(3, row)`: the addresses of the keys and values of each row's prefix, and its length in tokens.
 
-    It says nothing but addresses, so it holds for whatever lies there, and is copied to a GPU once for many tokens.
-    The second says whether all begin where bytes can be read in pieces.
+    A table depends on addresses alone, not on what they hold, so it is copied to the GPU once for many decoding steps.
+    Also return whether all addresses are aligned.
     """
-    by_row = [places[index] if index >= 0 else (0, 0, 0) for index in prefix_indices]
-    is_aligned = all(address % _ALIGNMENT == 0 for place in by_row for address in place[:2])
+    by_row = [addresses[index] if index >= 0 else (0, 0, 0) for index in prefix_indices]
+    is_aligned = all(address % _ALIGNMENT == 0 for entry in by_row for address in entry[:2])
     return torch.tensor(list(zip(*by_row, strict=True)), dtype=torch.long, device=device), is_aligned
 
 
@@ -138,14 +138,14 @@ if triton is not None:
         key_dim: tl.constexpr, value_dim: tl.constexpr, block_dim: tl.constexpr, block_tokens: tl.constexpr,
         is_aligned: tl.constexpr, is_masked: tl.constexpr,
     ):  # fmt: skip
-        """Take so many more tokens into account: the largest score so far, the sum of weights, that of values."""
+        """Add `num_tokens` tokens to the running maximum of scores, sum of weights and weighted sum of values."""
         dims = tl.arange(0, block_dim)
         for start in range(0, num_tokens, block_tokens):
             tokens = start + tl.arange(0, block_tokens)
             in_bounds = tokens < num_tokens
             key_ptrs = key + tokens[:, None] * key_token_stride + dims[None, :]
             value_ptrs = value + tokens[:, None] * value_token_stride + dims[None, :]
-            if is_aligned:  # what an address from a table does not tell
+            if is_aligned:  # which the compiler cannot tell from an address in a table
                 key_ptrs, value_ptrs = tl.multiple_of(key_ptrs, (1, 16)), tl.multiple_of(value_ptrs, (1, 16))
             keys = tl.load(key_ptrs, mask=in_bounds[:, None] & (dims < key_dim)[None, :], other=0.0)
             scores = tl.dot(queries, keys.trans(), input_precision="ieee") * scale

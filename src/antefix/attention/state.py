@@ -42,7 +42,7 @@ class KeysAndValues:
 
 
 class SitePrefixes(NamedTuple):
-    """The prefixes at one site: keys and values `(kv_head, token, dim)` of each, and the index of each row's, or -1."""
+    """The prefixes at one site: keys and values `(kv_head, token, dim)` of each, and each row's index, -1 for none."""
 
     pairs: list[tuple[Tensor, Tensor]]
     prefix_indices: Sequence[int]
@@ -53,8 +53,8 @@ class ForwardPrefixes:
     """The prefixes of one forward, by site path, and which of them each row of the batch uses.
 
     `prefix_indices` has the index of a prefix for each row, -1 for none; each prefix has a row. `relative_positions`
-    tells where the queries stand, for models with a learned bias by distance; `laid_together` is where prefixes may be
-    laid together, `block_masks` the masks of FlexAttention.
+    tells where the queries stand, for models with a learned bias by distance; `laid_together` has the prefixes side by
+    side if they may be, `block_masks` the masks of FlexAttention.
     """
 
     prefixes: tuple[KeysAndValues, ...] = ()
@@ -82,32 +82,32 @@ class ForwardPrefixes:
 
 @dataclass(frozen=True, eq=False)
 class LaidTogether:
-    """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, laid where they are wanted."""
+    """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, made on demand."""
 
     prefixes: tuple[KeysAndValues, ...]
-    _laid: Pairs = field(default_factory=dict)
+    _by_site: Pairs = field(default_factory=dict)
 
     def at(self, path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return those of a site, where the prefixes have these and all of one shape."""
-        if path not in self._laid:
+        """Return those of a site, whose `pairs` all have one shape."""
+        if path not in self._by_site:
             with torch.inference_mode(False):
                 keys, values = zip(*pairs, strict=True)
-                self._laid[path] = torch.stack(keys), torch.stack(values)
-        return self._laid[path]
+                self._by_site[path] = torch.stack(keys), torch.stack(values)
+        return self._by_site[path]
 
 
 @dataclass(frozen=True, eq=False)
 class RelativePositions:
-    """Where queries stand, counted from the first real token of their row, and who turns distances into a bias."""
+    """Where queries stand, counted from the first real token of their row, and what turns distances into a bias."""
 
     queries: Int[Tensor, "batch query"]
     attention: nn.Module
-    """The first attention module of its stack that holds a bias, which those without one go by, as in T5."""
+    """The first attention module of its stack that holds a bias, which those without one use, as in T5."""
     bucket: Callable[[Tensor], Tensor]
-    """What turns distances into rows of a bias."""
+    """Turns distances into rows of the bias table."""
 
     def bias(self, num_virtual_tokens: int, module: nn.Module) -> Float[Tensor, "batch head query token"]:
-        """Return a module's bias of the queries towards prefix tokens, which stand at -num_virtual_tokens to -1."""
+        """Return a module's bias for the prefix tokens, which stand at positions -num_virtual_tokens to -1."""
         tokens = torch.arange(-num_virtual_tokens, 0, device=self.queries.device)
         attention = module if hasattr(module, "relative_attention_bias") else self.attention
         bias: Tensor = attention.relative_attention_bias(  # type: ignore[operator]
@@ -117,7 +117,7 @@ class RelativePositions:
 
 
 NO_PREFIXES = ForwardPrefixes()
-"""Sent when no prefix is active, so that its absence at a site always means that something went wrong."""
+"""Sent if no prefix is active, so that a site that gets nothing always means that something went wrong."""
 
 
 def _indices_for_batch(prefix_indices: Sequence[int], path: str, batch: int) -> Sequence[int]:

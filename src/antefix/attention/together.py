@@ -1,7 +1,7 @@
-"""`Together`: the prefixes of a mixed batch side by side in memory, where one call of a kernel reads them all.
+"""`Together`: the prefixes of a mixed batch side by side in memory, so that one kernel call reads them all.
 
-A call for each prefix takes longer than the attention of one token does. They are laid so once for a cache that fills,
-and are gone with it.
+A call for each prefix takes longer than the attention of one token does. They are laid out once for each key/value
+cache, and freed with it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from antefix.attention.state import KeysAndValues, LaidTogether
 
 
 class Together:
-    """What lies side by side for each cache."""
+    """The prefixes that lie side by side for each cache."""
 
     def __init__(self) -> None:
         self._of_cache: WeakKeyDictionary[Cache, LaidTogether] = WeakKeyDictionary()
 
     def for_cache(self, prefixes: tuple[KeysAndValues, ...], cache: object) -> LaidTogether | None:
-        """Return where to lay prefixes that a cache sees again; None for those that it sees first, or may see once.
+        """Return what holds the prefixes side by side if a cache sees them again; None the first time.
 
-        What is made anew for each forward is never the same again.
+        Prefixes that train are made anew for each forward, so no cache sees them again.
         """
         if len(prefixes) < 2 or not isinstance(cache, Cache):
             return None
