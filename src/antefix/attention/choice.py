@@ -61,13 +61,13 @@ def share(
     **arguments: Any,
 ) -> Tensor:
     """Return the attention output `(batch, query, head, value_dim)`, contiguous as from Transformers' sdpa function."""
-    queries = query.shape[2]
-    causal = queries > 1 and mask is None and is_causal(module, arguments)
+    num_queries = query.shape[2]
+    causal = num_queries > 1 and mask is None and is_causal(module, arguments)
     if causal:  # a static cache has slots still empty, and kernels disagree on which keys are hidden then
-        key, value = key[:, :, :queries], value[:, :, :queries]
-    scale = arguments.get("scaling")
+        key, value = key[:, :, :num_queries], value[:, :, :num_queries]
     if mask is not None:
-        mask = expand_to_keys(kernel_mask(mask, query.dtype), key).expand(len(query), -1, queries, -1)
+        mask = expand_to_keys(kernel_mask(mask, query.dtype), key).expand(len(query), -1, num_queries, -1)
+    scale = arguments.get("scaling")
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if _takes_decoding_kernel(query, key, value, mask, prefixes):
         output = decode(query, key, value, prefixes, prefix_indices, mask, scale)
@@ -87,5 +87,5 @@ def _takes_decoding_kernel(
 
 
 def _kernel_case(query: Tensor, key: Tensor, value: Tensor) -> tuple[torch.device, torch.dtype, HeadShape]:
-    """Return what a kernel is made for, and what it is trusted for."""
+    """Return what a kernel is compiled and trusted for."""
     return query.device, query.dtype, HeadShape(query.shape[3], value.shape[3], query.shape[1] // key.shape[1])
