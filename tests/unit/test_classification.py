@@ -20,7 +20,7 @@ from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
 from antefix.training.room import Room
-from antefix.training.systems import labels_told
+from antefix.training.systems import shared_labels
 from antefix.training.tokens import Part, Tokens
 
 EXAMPLES = [Example("The sea is blue", "b"), Example("A boat", "a"), Example("Bread and more bread", "c")]
@@ -199,7 +199,7 @@ def test_a_head_that_does_not_tell_its_labels_is_not_scored_by_a_guess(tmp_path:
     bank = task.attach()
     bank.add("p", task.configure(antefix.PrefixConfig(3, init="random")))
     with pytest.raises(antefix.ConfigError, match="'silent' brings a head and does not tell which labels"):
-        labels_told({"silent": bank.prefix("p")})
+        shared_labels({"silent": bank.prefix("p")})
     bank.remove("p")
     bank.add("p", task.configure(antefix.PrefixConfig(3, init="random")), metadata=task.metadata)
-    assert labels_told({"p": bank.prefix("p")}) == ["a", "b"]
+    assert shared_labels({"p": bank.prefix("p")}) == ["a", "b"]

@@ -12,7 +12,6 @@ import antefix
 from antefix.errors import ConfigError
 from antefix.sites import Site
 from antefix.training import Recipe
-from antefix.training.recipe import wording_told
 from antefix.training.systems import recipe_for
 
 NEEDED = {"model": "embedded", "data": "d.jsonl", "prompt": "{q}", "answer": "{a}"}
@@ -68,24 +67,6 @@ def test_yaml_numbers_as_people_write_them(tmp_path: Path) -> None:
     path.write_text("learning_rate: 1e-3\nepochs: 2\nprefix: {sites: decoder}\n")
     recipe = Recipe.from_yaml(path, **NEEDED)
     assert (recipe.learning_rate, recipe.epochs, recipe.prefix.sites) == (0.001, 2.0, ("decoder",))
-
-
-@pytest.mark.parametrize(
-    ("metadata", "told"),
-    [
-        ({}, (None, None)),
-        ({"training": {"prompt": "{a}\n", "messages": None}}, ("{a}\n", None)),
-        ({"training": {"prompt": None, "messages": "turns"}}, (None, "turns")),
-        ({"distillation": {"prompt": "{a}\n", "chats": False}}, ("{a}\n", None)),
-        ({"distillation": {"prompt": "{a}\n", "chats": True}}, (None, "messages")),
-        ({"distillation": {"messages": "turns", "chats": True}}, (None, "turns")),
-        ({"distillation": "damaged"}, (None, None)),
-    ],
-)
-def test_a_prefix_tells_what_it_learned_behind(metadata: dict[str, object], told: tuple[str, str]) -> None:
-    site = Site("layer", "decoder", 0, 1, 1, 1)
-    number = {"layer": torch.zeros(1, 1, 1)}
-    assert wording_told(antefix.Prefix((site,), number, number, metadata)) == told
 
 
 @pytest.mark.parametrize("name", NEEDED)

@@ -8,7 +8,7 @@ import pytest
 
 import antefix
 from antefix.errors import ConfigError
-from antefix.training.systems import labels_told, read_prefixes, read_texts, recipe_for
+from antefix.training.systems import read_prefixes, read_texts, recipe_for, shared_labels
 from tests.conftest import build_model
 
 
@@ -87,7 +87,7 @@ def test_labels_are_those_of_all_prefixes(prefix: antefix.Prefix) -> None:
     def choosing(labels: list[str]) -> antefix.Prefix:
         return antefix.Prefix(prefix.sites, prefix.keys, prefix.values, {"labels": labels})
 
-    assert labels_told({"p": trained(prefix)}) is None
-    assert labels_told({"p": choosing(["a", "b"]), "q": trained(prefix)}) == ["a", "b"]
+    assert shared_labels({"p": trained(prefix)}) is None
+    assert shared_labels({"p": choosing(["a", "b"]), "q": trained(prefix)}) == ["a", "b"]
     with pytest.raises(ConfigError, match="choose from different labels"):
-        labels_told({"p": choosing(["a", "b"]), "q": choosing(["b", "a"])})
+        shared_labels({"p": choosing(["a", "b"]), "q": choosing(["b", "a"])})

@@ -10,12 +10,11 @@ import typer
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from antefix.errors import ConfigError
-from antefix.prefix import Prefix
 from antefix.storage import verify_prefix
 from antefix.training.base import attach_writer, load_base, load_tokenizer
 from antefix.training.chats import Chats, in_chats
 from antefix.training.generation import ends_of, generate_ids
-from antefix.training.recipe import base_of, trained_with, wording_told
+from antefix.training.provenance import Provenance
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
 from antefix.training.settings import MOST_SEED
@@ -65,14 +64,15 @@ def generate(
     if 0 < temperature < LEAST_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
     loaded = verify_prefix(prefix) if prefix is not None else None
-    model, told = _told(loaded, model)
+    provenance = Provenance.of(loaded) if loaded is not None else Provenance()
+    model = _base_model(model, provenance)
     if template is not None:
         template = unescape(template)
-    elif messages is None and loaded is not None:
-        template, messages = wording_told(loaded)
+    elif messages is None:
+        template, messages = (provenance.wording.get(name) for name in ("prompt", "messages"))
     chats = Chats(str(messages), load_tokenizer(model, "model")) if messages else None
     prompts = _read_prompts(prompt, file, template, chats)
-    base, preprocessor = load_base(model, answer_tokenizer or told)
+    base, preprocessor = load_base(model, answer_tokenizer or _answer_tokenizer(provenance))
     preprocessor = in_chats(preprocessor) if chats is not None else preprocessor
     bank = attach_writer(base)
     if loaded is not None:
@@ -101,19 +101,22 @@ def _check_prompts(prompt: str | None, file: Path | None, template: str | None) 
         )
 
 
-def _told(prefix: Prefix | None, model: str | None) -> tuple[str, str | None]:
-    """Return the base model, given or told by the prefix, and the tokenizer of answers that the prefix tells."""
-    settings = trained_with(prefix) if prefix is not None else {}
-    model = model or (base_of(prefix) if prefix is not None else None)
+def _base_model(model: str | None, provenance: Provenance) -> str:
+    """Return the base model, given or told by the prefix; raises `ConfigError` for one that is not to write text."""
+    model = model or provenance.base_model
     if model is None:
         raise ConfigError("there is no prefix that tells its base model; give --model.")
-    if settings.get("task") == "classification":
+    if provenance.training.get("task") == "classification":
         raise ConfigError(
             "the prefix was trained to choose a label, and generate writes text; score it by antefix evaluate, or load "
             "it into a bank of AutoModelForSequenceClassification."
         )
-    told = settings.get("answer_tokenizer")
-    return model, told if isinstance(told, str) else None
+    return model
+
+
+def _answer_tokenizer(provenance: Provenance) -> str | None:
+    told = provenance.training.get("answer_tokenizer")
+    return told if isinstance(told, str) else None
 
 
 def _read_prompts(prompt: str | None, file: Path | None, template: object, chats: Chats | None) -> list[str]:

@@ -25,10 +25,11 @@ from antefix.sites import Kind
 from antefix.training.examples import examples_of
 from antefix.training.load import load_task, wording_of
 from antefix.training.mixed import MixedBatches
-from antefix.training.recipe import Recipe, trained_with
+from antefix.training.provenance import Provenance
+from antefix.training.recipe import Recipe
 from antefix.training.room import Room
 from antefix.training.rows import Row, stream_rows
-from antefix.training.systems import labels_told
+from antefix.training.systems import shared_labels
 from antefix.training.task import Task
 from antefix.training.tokens import IGNORED_LABEL, Part
 
@@ -54,7 +55,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
 
     Attention is computed by the base's eager implementation, which tells its weights.
     """
-    labels = labels_told({WHOLE: prefix}) if recipe.task == "classification" else None
+    labels = shared_labels({WHOLE: prefix}) if recipe.task == "classification" else None
     if recipe.task == "classification" and labels is None:
         raise ConfigError("the prefix does not tell which labels it was trained to choose from, so it cannot choose.")
     set_seed(recipe.seed)  # a checkpoint without a head gets one at random
@@ -101,7 +102,7 @@ def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
     """
     if "composition" in prefix.metadata:
         return None
-    settings = trained_with(prefix).get("prefix")
+    settings = Provenance.of(prefix).training.get("prefix")
     if not isinstance(settings, Mapping) or settings.get("init", "text") != "text":
         return None
     text = settings.get("init_text")

@@ -18,7 +18,7 @@ from antefix.training.mixed import MixedBatches
 from antefix.training.recipe import Recipe
 from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
-from antefix.training.systems import System, labels_told
+from antefix.training.systems import System, shared_labels
 from antefix.training.task import Measured, Task
 from antefix.training.tokens import Part
 
@@ -54,7 +54,7 @@ def evaluate_recipe(
     rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
     wording = wording_of(recipe)
     set_seed(recipe.seed)  # a checkpoint without a head gets one at random
-    labels = labels_told(prefixes) if recipe.task == "classification" else None
+    labels = shared_labels(prefixes) if recipe.task == "classification" else None
     task = load_task(recipe, examples_of(rows, wording), labels, max_new_tokens)
     bank = task.attach()
     for name, prefix in prefixes.items():

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
-from antefix.prefix import Prefix
 from antefix.training.settings import (
     build,
     check_above_zero,
@@ -107,39 +106,3 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, as `from_settings` takes it."""
         return asdict(self)
-
-
-def trained_with(prefix: Prefix) -> Mapping[str, Any]:
-    """Return the recipe that a prefix was trained with, as far as its file tells; nothing in it is checked."""
-    settings = prefix.metadata.get("training")
-    return settings if isinstance(settings, Mapping) else {}
-
-
-def learned_with(prefix: Prefix) -> Mapping[str, Any]:
-    """Return the wording, as fields of a recipe, that a prefix was trained with, or else what it was distilled by.
-
-    One distilled by a base that holds conversations learned behind a user's messages.
-    """
-    trained, distilled = trained_with(prefix), _distilled_with(prefix)
-    if distilled.get("chats") is True:
-        distilled = {"messages": distilled.get("messages") or "messages"}
-    elif trained:
-        return trained
-    return {"task": Recipe.task, **distilled} if distilled else {}
-
-
-def base_of(prefix: Prefix) -> str | None:
-    """Return the name of the base model that a prefix was trained or distilled on, as far as its file tells."""
-    told = (recipe.get("model") for recipe in (trained_with(prefix), _distilled_with(prefix)))
-    return next((name for name in (*told, prefix.metadata.get("base_model")) if name and isinstance(name, str)), None)
-
-
-def wording_told(prefix: Prefix) -> tuple[Any, Any]:
-    """Return the template of prompts, or the field of conversations, that a prefix learned behind, where it tells."""
-    told = learned_with(prefix)
-    return told.get("prompt"), told.get("messages")
-
-
-def _distilled_with(prefix: Prefix) -> Mapping[str, Any]:
-    settings = prefix.metadata.get("distillation")
-    return settings if isinstance(settings, Mapping) else {}

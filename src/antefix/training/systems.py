@@ -10,7 +10,8 @@ from typing import Any
 from antefix.errors import ConfigError
 from antefix.prefix import Prefix
 from antefix.storage import verify_prefix
-from antefix.training.recipe import Recipe, base_of, learned_with
+from antefix.training.provenance import Provenance
+from antefix.training.recipe import Recipe
 from antefix.training.templates import unescape
 
 SHARED_SETTINGS = ("model", "task", "prompt", "answer", "messages", "answer_tokenizer")
@@ -63,14 +64,14 @@ def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, An
         replaced = {"prompt", "answer"}
     for name in SHARED_SETTINGS:
         if name not in settings and name not in replaced:
-            settings[name] = _told(name, prefixes)
+            settings[name] = _shared_setting(name, prefixes)
     for name in ("model",) if settings.get("messages") else ("model", "prompt", "answer"):
         if settings.get(name) is None:
             raise ConfigError(f"no prefix tells with which {name} it was trained; give --{name}.")
     return Recipe.from_settings({}, data=data, **settings)
 
 
-def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
+def shared_labels(prefixes: Mapping[str, Prefix]) -> list[str] | None:
     """Return the labels that prefixes were trained to choose from, in the order of their heads.
 
     Raises `ConfigError` where these differ, or where a prefix has a head and does not tell.
@@ -89,13 +90,14 @@ def labels_told(prefixes: Mapping[str, Prefix]) -> list[str] | None:
     return list(map(str, told[0])) if told else None
 
 
-def _told(name: str, prefixes: Mapping[str, Prefix]) -> Any:
+def _shared_setting(name: str, prefixes: Mapping[str, Prefix]) -> Any:
+    """Return what all prefixes that tell of a setting were trained with; None if none tells."""
+    provenances = {prefix: Provenance.of(held) for prefix, held in prefixes.items()}
+    told: dict[str, Any]
     if name == "model":
-        bases = {prefix: base_of(held) for prefix, held in prefixes.items()}
-        told: dict[str, Any] = {prefix: base for prefix, base in bases.items() if base}
+        told = {prefix: made.base_model for prefix, made in provenances.items() if made.base_model}
     else:
-        recipes = {prefix: learned_with(held) for prefix, held in prefixes.items()}
-        told = {prefix: recipe.get(name) for prefix, recipe in recipes.items() if recipe}
+        told = {prefix: made.wording.get(name) for prefix, made in provenances.items() if made.wording}
     values = list(told.values())
     if any(value != values[0] for value in values):
         each = ", ".join(f"'{prefix}' with {value!r}" for prefix, value in told.items())
