@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from antefix.storage import write_atomically
+from antefix.training.figures import new_figure, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +26,9 @@ def draw_heatmap(
     path: Path,
 ) -> Path | None:
     """Draw numbers by row and column to a PNG; None without matplotlib. `labels` are of rows, columns and numbers."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = new_figure(width=min(4 + 0.34 * len(columns), 14), height=min(1.6 + 0.28 * len(rows), 14))
+    if figure is None:
         return None
-    size = (min(4 + 0.34 * len(columns), 14), min(1.6 + 0.28 * len(rows), 14))
-    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(numbers, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
     if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= MOST_NUMBERED_COLUMNS:
@@ -46,9 +42,7 @@ def draw_heatmap(
     axes.set_xlabel(labels[1])
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label=labels[2])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
+    write_png(figure, path)
     return path
 
 

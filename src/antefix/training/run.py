@@ -105,4 +105,6 @@ def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> Trainin
         return TrainingResult(prefix_path, metrics_path, curve, metrics)
     save_prefix(prefix, prefix_path)
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
-    return TrainingResult(prefix_path, metrics_path, draw_loss_curve(metrics, curve), metrics)
+    before, after = (metrics[when]["loss"] for when in ("before", "after"))
+    drawn = draw_loss_curve(metrics["train_loss"], before, after, "loss (nats per token)", curve)
+    return TrainingResult(prefix_path, metrics_path, drawn, metrics)

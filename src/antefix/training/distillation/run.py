@@ -154,10 +154,7 @@ def _write(settings: Distillation, classroom: Classroom, found: dict[str, Any]) 
     prefix_path, report_path = folder / FILE_NAME, folder / "distillation.json"
     save_prefix(classroom.bank.prefix(settings.name), prefix_path)
     write_atomically(report_path, json.dumps(found, indent=2).encode())
-    measure = "kl" if settings.objective == "kl" else "loss"
-    curve = {
-        "train_loss": found["train_loss"],
-        "before": {"loss": found["held_out"]["base"][measure]},
-        "after": {"loss": found["held_out"]["prefix"][measure]},
-    }
-    return DistillationResult(prefix_path, report_path, draw_loss_curve(curve, folder / "loss.png"), found)
+    measure, label = ("kl", "KL divergence") if settings.objective == "kl" else ("loss", "loss")
+    before, after = (found["held_out"][system][measure] for system in ("base", "prefix"))
+    curve = draw_loss_curve(found["train_loss"], before, after, f"{label} (nats per token)", folder / "loss.png")
+    return DistillationResult(prefix_path, report_path, curve, found)
