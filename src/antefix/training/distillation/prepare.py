@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import set_seed
 
 from antefix.bank import PrefixBank
+from antefix.config import PrefixConfig
 from antefix.errors import ConfigError, UnsupportedModelError
 from antefix.training.base import attach_writer, load_base
 from antefix.training.chats import Chats, in_chats
@@ -33,20 +32,36 @@ Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Classroom:
-    """All that distillation needs; `questions` makes lessons of `eval_data`, where there is some.
+class EvalQuestions:
+    """The questions of `eval_data`; `fits` tells if the teacher reads the whole document before each, or none of it."""
 
-    The teacher reads `chunk_length` tokens at once; `fits` says whether the whole document fits before `questions`.
-    """
+    rows: Sequence[Row]
+    questions: GivenQuestions
+    fits: bool
+    batch_size: int
+
+    def lessons(self) -> list[Lesson]:
+        """Return one lesson for each question, whose answer is the row's own."""
+        batches = [self.rows[start : start + self.batch_size] for start in range(0, len(self.rows), self.batch_size)]
+        return [lesson for batch in batches for lesson in self.questions.lessons(batch, seed=0)]
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """All that distillation needs; the teacher reads `chunk_length` tokens of the document at once."""
 
     bank: PrefixBank
     document: Document
     chunk_length: int
-    fits: bool
     study: Study
-    questions: Callable[[], list[Lesson]] | None
+    eval_questions: EvalQuestions | None
     collate: Collator
     batch_size: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the whole document fits before the questions to measure by, if there are any."""
+        return self.eval_questions is None or self.eval_questions.fits
 
     def measured(self, prefix: str | None, parts: Mapping[str, Sequence[Lesson]]) -> Scores:
         """Return loss and divergence of the base with a prefix, or without, on each part that has lessons."""
@@ -58,66 +73,105 @@ class Classroom:
             }
 
 
+@dataclass(frozen=True)
+class _Base:
+    """A base model that is to teach a document; it reads `readable` tokens at once, None for any number.
+
+    `config` says how the prefix is made, `holds_chats` whether the base studies in conversations.
+    """
+
+    settings: Distillation
+    bank: PrefixBank
+    preprocessor: TextPreprocessor
+    document: Document
+    config: PrefixConfig
+    readable: int | None
+    holds_chats: bool
+    teacher: Teacher
+
+
 def prepare(settings: Distillation) -> Classroom:
     """Load and check everything that settings name; raises `AntefixError` for whatever does not fit."""
     if num_processes() > 1:
         raise ConfigError("a document is distilled by one process; start distill without torchrun.")
     rows, eval_rows = (read_rows(source) if source else [] for source in (settings.data, settings.eval_data))
     set_seed(settings.seed)
+    base = _load(settings, studies_by_itself=not rows)
+    study = _question_study(base, rows) if rows else _chunk_study(base)
+    metadata = {"distillation": {**settings.as_dict(), "chats": base.holds_chats}}
+    base.bank.add(settings.name, base.config, tokenizer=base.preprocessor.tokenizer, metadata=metadata)
+    if isinstance(study, QuestionStudy):
+        study.questions.check_room(rows, Room(base.bank, settings.name))
+    return Classroom(
+        base.bank,
+        base.document,
+        study.chunk_length if isinstance(study, ChunkStudy) else base.document.num_tokens,
+        study,
+        _eval_questions(base, eval_rows) if eval_rows else None,
+        Collator(padding_id(base.preprocessor.tokenizer)),
+        settings.batch_size,
+    )
+
+
+def _load(settings: Distillation, studies_by_itself: bool) -> _Base:
+    """Load the base and the document; raises `UnsupportedModelError` for a base that cannot be the teacher."""
     model, preprocessor = load_base(settings.model)
     if preprocessor.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; distill takes a causal model.")
     document = Document.read(settings.document, preprocessor.tokenizer)
     bank = attach_writer(model)
     config = settings.prefix_config(document.num_tokens, document.text)
-    readable, length = num_readable(bank), document.num_tokens
-    holds_chats = settings.messages is not None or (not rows and bool(preprocessor.tokenizer.chat_template))
+    readable = num_readable(bank)
+    has_template = bool(preprocessor.tokenizer.chat_template)
+    holds_chats = settings.messages is not None or (studies_by_itself and has_template)
     writer = in_chats(preprocessor) if holds_chats else preprocessor
     teacher = Teacher(bank, writer, settings.num_logits, settings.temperature, settings.max_new_tokens)
     teacher.check_reads(writer.prompt_ids(document.text), readable)
-    given = functools.partial(_given, settings, teacher, preprocessor)
-    asked = given(document.text, has_answers=False) if rows else None
-    if asked is not None:
-        if not asked.fit(rows, readable):
-            raise ConfigError(
-                f"the questions of '{settings.data}' want the whole document before them; its {length:,} tokens, "
-                f"question and answer (up to {settings.max_new_tokens:,}) are more than the {readable:,} that this "
-                "model reads at once; leave data out, and the base studies it in chunks."
-            )
-        study: Study = QuestionStudy(asked, rows, length, settings.batch_size, settings.seed)
+    return _Base(settings, bank, preprocessor, document, config, readable, holds_chats, teacher)
+
+
+def _question_study(base: _Base, rows: Sequence[Row]) -> QuestionStudy:
+    """Return the study of given questions; raises `ConfigError` if one does not fit behind the whole document."""
+    settings, num_tokens = base.settings, base.document.num_tokens
+    questions = _given_questions(base, base.document.text, has_answers=False)
+    if not questions.fit(rows, base.readable):
+        raise ConfigError(
+            f"the questions of '{settings.data}' want the whole document before them; its {num_tokens:,} tokens, "
+            f"question and answer (up to {settings.max_new_tokens:,}) are more than the {base.readable:,} that this "
+            "model reads at once; leave data out, and the base studies it in chunks."
+        )
+    return QuestionStudy(questions, rows, num_tokens, settings.batch_size, settings.seed)
+
+
+def _chunk_study(base: _Base) -> ChunkStudy:
+    """Return the study in which the base asks itself; raises `AntefixError` if no chunk leaves room for a lesson."""
+    settings = base.settings
+    self_study: ChatStudy | PlainStudy
+    if base.holds_chats:
+        self_study = ChatStudy(base.teacher, base.preprocessor, settings.kinds)
+        lesson = longest_lesson(settings, self_study.longest_form)
     else:
-        way: Any = ChatStudy if holds_chats else PlainStudy
-        lessons = way(teacher, preprocessor, settings.kinds)
-        lesson = longest_lesson(settings, lessons.longest_form if holds_chats else 0)
-        room = room_to_read(readable, lesson, config.num_virtual_tokens)
-        length = chunk_length(settings, document.num_tokens, room, lesson)
-        study = ChunkStudy(lessons, document, length, settings.num_lessons, settings.batch_size, settings.seed)
-    told = {"distillation": {**settings.as_dict(), "chats": holds_chats}}
-    bank.add(settings.name, config, tokenizer=preprocessor.tokenizer, metadata=told)
-    behind_prefix = Room(bank, settings.name)
-    if asked is not None:
-        asked.check_room(rows, behind_prefix)
-    questions, fits = None, True
-    if eval_rows:
-        whole = given(document.text, has_answers=True)
-        fits = whole.fit(eval_rows, readable)
-        measured_by = whole if fits else given("", has_answers=True)
-        measured_by.check_room(eval_rows, behind_prefix)
-        questions = functools.partial(_in_batches, measured_by, eval_rows, settings.batch_size)
-    collate = Collator(padding_id(preprocessor.tokenizer))
-    return Classroom(bank, document, length, fits, study, questions, collate, settings.batch_size)
+        self_study = PlainStudy(base.teacher, base.preprocessor, settings.kinds)
+        lesson = longest_lesson(settings, longest_form=0)
+    room = room_to_read(base.readable, lesson, base.config.num_virtual_tokens)
+    length = chunk_length(settings, base.document.num_tokens, room, lesson)
+    return ChunkStudy(self_study, base.document, length, settings.num_lessons, settings.batch_size, settings.seed)
 
 
-def _given(
-    settings: Distillation, teacher: Teacher, preprocessor: TextPreprocessor, document: str, has_answers: bool
-) -> GivenQuestions:
+def _eval_questions(base: _Base, rows: Sequence[Row]) -> EvalQuestions:
+    """Return the questions to measure by, without the document if one does not fit behind all of it."""
+    questions = _given_questions(base, base.document.text, has_answers=True)
+    fits = questions.fit(rows, base.readable)
+    if not fits:
+        questions = _given_questions(base, "", has_answers=True)
+    questions.check_room(rows, Room(base.bank, base.settings.name))
+    return EvalQuestions(rows, questions, fits, base.settings.batch_size)
+
+
+def _given_questions(base: _Base, document: str, has_answers: bool) -> GivenQuestions:
+    settings, preprocessor = base.settings, base.preprocessor
     if settings.messages is not None:
         chats = Chats(settings.messages, preprocessor.tokenizer)
-        return GivenQuestions(teacher, in_chats(preprocessor), chats, document, has_answers, end_with_line=False)
+        return GivenQuestions(base.teacher, in_chats(preprocessor), chats, document, has_answers, end_with_line=False)
     templates = Templates(Template(settings.prompt or ""), Template(settings.answer or "{answer}"))
-    return GivenQuestions(teacher, preprocessor, templates, document, has_answers, end_with_line=True)
-
-
-def _in_batches(given: GivenQuestions, rows: Sequence[Row], batch_size: int) -> list[Lesson]:
-    starts = range(0, len(rows), batch_size)
-    return [lesson for start in starts for lesson in given.lessons(rows[start : start + batch_size], seed=0)]
+    return GivenQuestions(base.teacher, preprocessor, templates, document, has_answers, end_with_line=True)

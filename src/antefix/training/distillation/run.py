@@ -80,7 +80,8 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     studied = _study(classroom.study, folder / LESSONS_NAME, console)
     trained, held_out = _parts(studied)
     seconds = {"study": time.monotonic() - started}
-    measured_by = {"held_out": held_out, "questions": classroom.questions() if classroom.questions is not None else []}
+    questions = classroom.eval_questions
+    measured_by = {"held_out": held_out, "questions": questions.lessons() if questions is not None else []}
     before = classroom.measured(None, measured_by)
     make_trainer = functools.partial(
         DistillationTrainer,

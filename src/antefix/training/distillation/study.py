@@ -38,7 +38,7 @@ class Study(Protocol):
 class ChunkStudy:
     """Each round, a base writes lessons for itself about a chunk; it reads the whole document, then again."""
 
-    of: SelfStudy
+    self_study: SelfStudy
     document: Document
     chunk_length: int
     num_lessons: int
@@ -56,7 +56,7 @@ class ChunkStudy:
         chunk = self._windows(number // num_windows)[number % num_windows]
         rng = random.Random(f"{self.seed} {number}")
         wanted = min(self.batch_size, self.num_lessons - number * self.batch_size)
-        lessons = self.of.lessons(chunk, rng, wanted)
+        lessons = self.self_study.lessons(chunk, rng, wanted)
         return Round(chunk.start, chunk.end, lessons, wanted - len(lessons))
 
     def _windows(self, reading: int) -> list[Chunk]:
@@ -68,7 +68,7 @@ class ChunkStudy:
 class QuestionStudy:
     """Each round, some of the questions that were given."""
 
-    of: GivenQuestions
+    questions: GivenQuestions
     rows: Sequence[Row]
     num_tokens: int
     batch_size: int
@@ -83,7 +83,7 @@ class QuestionStudy:
         """Return the lessons of some questions, whose teacher reads the whole document."""
         rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
         seed = random.Random(f"{self.seed} {number}").getrandbits(63)
-        return Round(0, self.num_tokens, self.of.lessons(rows, seed))
+        return Round(0, self.num_tokens, self.questions.lessons(rows, seed))
 
 
 def rounds(study: Study, folder: Path) -> Iterator[Round]:
