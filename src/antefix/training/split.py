@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
 
 from antefix.errors import DataError
 from antefix.training.examples import Example, Wording, examples_of
+from antefix.training.groups import MIN_TO_DRAW_FROM, group_to_draw_from, num_held_out
 from antefix.training.recipe import Recipe
 from antefix.training.rows import read_rows
-
-MOST_HELD_OUT = 200
-LEAST_TO_DRAW_FROM = 10
 
 
 def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], list[Example]]:
@@ -29,33 +26,13 @@ def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], lis
     return examples_of(rows, wording), examples_of(others, wording)
 
 
-def kept_together(*keys: Sequence[Hashable]) -> list[list[int]]:
-    """Return the places with equal keys together, by the first of `keys` that makes enough groups to draw from.
-
-    Where none does, the last counts.
-    """
-    groups: dict[Hashable, list[int]] = {}
-    for those in keys:
-        groups = {}
-        for place, key in enumerate(those):
-            groups.setdefault(key, []).append(place)
-        if len(groups) >= LEAST_TO_DRAW_FROM:
-            break
-    return list(groups.values())
-
-
-def num_held_out(groups: Sequence[Sequence[int]]) -> int:
-    """Return how many groups to hold out: a tenth, but no more than have the most examples."""
-    return min(len(groups) // 10, max(MOST_HELD_OUT * len(groups) // max(sum(map(len, groups)), 1), 1))
-
-
 def _drawn(examples: list[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
     """Draw by the seed, as data may have a period of its own; several answers to one prompt stay together."""
-    if len(examples) < LEAST_TO_DRAW_FROM:
+    if len(examples) < MIN_TO_DRAW_FROM:
         of = f"the {len(examples)} examples of '{recipe.data}'"
         of += "" if recipe.num_examples is None else " (num_examples)"
         raise DataError(f"{of} are fewer than ten, too few to hold some out; take more, or give --eval-data.")
-    groups = kept_together([example.prompt for example in examples], range(len(examples)))
+    groups = group_to_draw_from([example.prompt for example in examples], range(len(examples)))
     number = num_held_out(groups)
     taken = {place for group in random.Random(recipe.seed).sample(groups, number) for place in group}
     held_out = [example for place, example in enumerate(examples) if place in taken]

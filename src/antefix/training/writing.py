@@ -16,6 +16,7 @@ from antefix.training.base import attach_writer, load_base
 from antefix.training.chats import in_chats
 from antefix.training.examples import Example
 from antefix.training.generation import decoded, write
+from antefix.training.groups import group_equal
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss, perplexity
 from antefix.training.mixed import MixedBatches
@@ -81,10 +82,7 @@ class Writing:
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the numbers of the examples of each distinct prompt: each has one answer and several references."""
-        found: dict[str, list[int]] = {}
-        for number, example in enumerate(examples):
-            found.setdefault(example.prompt, []).append(number)
-        return list(found.values())
+        return group_equal([example.prompt for example in examples])
 
     def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
         """Return loss and perplexity of all examples, and metrics of the answers to each distinct prompt."""

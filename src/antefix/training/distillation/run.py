@@ -25,8 +25,8 @@ from antefix.training.distillation.settings import Distillation
 from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
+from antefix.training.groups import MIN_TO_DRAW_FROM, group_to_draw_from, num_held_out
 from antefix.training.resume import RunFolder
-from antefix.training.split import LEAST_TO_DRAW_FROM, kept_together, num_held_out
 from antefix.training.trainer import FILE_NAME
 
 LESSONS_NAME = "lessons"
@@ -124,13 +124,13 @@ def _study(study: Study, folder: Path, console: Console) -> list[Round]:
 def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
     """Return the lessons to train on, and those about every tenth question, or else every tenth, which are held out."""
     lessons = [lesson for one in studied for lesson in one.lessons]
-    groups = kept_together(
+    groups = group_to_draw_from(
         [tuple(lesson.ids[: lesson.is_written.index(True)]) for lesson in lessons],
         [tuple(lesson.ids[: _end_of_question(lesson)]) for lesson in lessons],
         [tuple(lesson.ids) for lesson in lessons],
     )
     chosen = groups[9::10][: num_held_out(groups)]
-    if not chosen and len(groups) > 1 and len(lessons) >= LEAST_TO_DRAW_FROM:
+    if not chosen and len(groups) > 1 and len(lessons) >= MIN_TO_DRAW_FROM:
         chosen = [min(groups, key=len)]  # the base wrote the same few again and again
     if not chosen:
         raise DataError(
