@@ -21,7 +21,7 @@ from antefix.training.examples import Example
 from antefix.training.generation import write
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import answer_metric
-from antefix.training.tokens import Part, Preprocessor, TextPreprocessor
+from antefix.training.tokens import Preprocessor, TextPreprocessor, TokenizedExamples
 from benchmarks.quality.corpus import SHARED
 from benchmarks.quality.pretraining import BASE
 
@@ -52,7 +52,10 @@ def load(name: str, num_examples: int | None = None, seed: int = 0) -> Task:
     task, examples = {"e2e": _e2e, "phonemes": _phonemes, "family": _family}[name]()
     drawn = random.Random(seed).sample(examples, num_examples or len(examples))
     return Task(
-        task.model, task.preprocessor, Part.tokenized(drawn, task.preprocessor).rows(task.preprocessor), task.score
+        task.model,
+        task.preprocessor,
+        TokenizedExamples.of(drawn, task.preprocessor).features(task.preprocessor),
+        task.score,
     )
 
 
@@ -76,8 +79,8 @@ def _family() -> tuple[Task, list[Example]]:
     task = Classification.load(str(BASE), ("no", "unsaid", "yes"))
 
     def score(model: Any, split: str) -> Scores:
-        part = Part.tokenized(_texts(split)[:1000], task.preprocessor)
-        rows, right = part.rows(task.preprocessor), torch.tensor([tokens.answer[0] for tokens in part.tokens])
+        part = TokenizedExamples.of(_texts(split)[:1000], task.preprocessor)
+        rows, right = part.features(task.preprocessor), torch.tensor([tokens.answer[0] for tokens in part.tokens])
         logits = []
         model.eval()
         with torch.no_grad():
@@ -106,7 +109,7 @@ class _Writing:
         """Return the loss, and of test data exact match, BLEU and chrF of what it writes."""
         known = self.read(split)
         examples = random.Random(0).sample(known, min(500, len(known)))
-        rows = Part.tokenized(examples, self.preprocessor).rows(self.preprocessor)
+        rows = TokenizedExamples.of(examples, self.preprocessor).features(self.preprocessor)
         losses = torch.cat(
             [answer_losses(model, self.preprocessor, rows[start : start + 50]) for start in range(0, len(rows), 50)]
         )

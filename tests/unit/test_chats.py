@@ -14,7 +14,7 @@ from antefix.training import writing
 from antefix.training.base import load_base
 from antefix.training.chats import Chats, in_chats
 from antefix.training.mixed import MixedBatches
-from antefix.training.tokens import Part, TextPreprocessor
+from antefix.training.tokens import TextPreprocessor, TokenizedExamples
 from antefix.training.writing import Writing
 
 CHATML = (
@@ -110,7 +110,7 @@ def test_an_answer_as_it_was_taught_is_right(
     model, preprocessor = load_base("embedded")
     preprocessor = in_chats(replace(preprocessor, tokenizer=tokenizer, answer_tokenizer=tokenizer))
     task = Writing(model, preprocessor, max_new_tokens=20)
-    part = Part.tokenized([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], preprocessor)
+    part = TokenizedExamples.of([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], preprocessor)
     monkeypatch.setattr(writing, "write", lambda *_: ["[thought]Ada."])
     bank = task.attach()
     (measured,) = task.measure([part], MixedBatches(bank, [None], 1), ["exact_match"])

@@ -21,7 +21,7 @@ from antefix.training.evaluation import score
 from antefix.training.examples import Example
 from antefix.training.room import Room
 from antefix.training.systems import shared_labels
-from antefix.training.tokens import Part, Tokens
+from antefix.training.tokens import TokenizedExamples, Tokens
 
 EXAMPLES = [Example("The sea is blue", "b"), Example("A boat", "a"), Example("Bread and more bread", "c")]
 SIZES: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def test_a_prefix_trains_all_that_no_checkpoint_has(tmp_path: Path, model_class:
         assert task.heads == heads
         bank = task.attach()
         examples = [Example(f"{example.prompt}</s>", example.answer) for example in EXAMPLES]
-        part = Part(examples, [task.preprocessor.tokenize(example) for example in examples])
+        part = TokenizedExamples(examples, [task.preprocessor.tokenize(example) for example in examples])
         task.check_room(Room(bank), part)
         if seed == 1:
             bank.add("p", task.configure(antefix.PrefixConfig(4, init="random")))
@@ -88,8 +88,8 @@ def test_a_batch_scores_as_transformers_scores_each_text(tmp_path: Path, model_c
     # Llama has no padding of its own, and looks for where a text ends by it.
     pad = {} if model_class.startswith("Bert") else {"pad_token_id": None}
     task = Classification.load(save(tmp_path, model_class, num_labels=3, **pad), ["a", "b", "c"])
-    part = Part(EXAMPLES, [task.preprocessor.tokenize(example) for example in EXAMPLES])
-    rows = part.rows(task.preprocessor)
+    part = TokenizedExamples(EXAMPLES, [task.preprocessor.tokenize(example) for example in EXAMPLES])
+    rows = part.features(task.preprocessor)
     alone = torch.cat([task.model(torch.tensor([row["input_ids"]])).logits for row in rows]).detach()
     right = torch.tensor([row["labels"] for row in rows])
     assert right.tolist() == [1, 0, 2]
@@ -109,7 +109,7 @@ def test_a_base_with_towers_keeps_its_padding_where_its_text_does(tmp_path: Path
     tokenizer.save_pretrained(tmp_path)
     task = Classification.load(str(tmp_path), ["a", "b", "c"])
     assert task.heads == ("score",)
-    rows = [task.preprocessor.row(task.preprocessor.tokenize(example)) for example in EXAMPLES]
+    rows = [task.preprocessor.features(task.preprocessor.tokenize(example)) for example in EXAMPLES]
     for together, row in zip(task.logits(rows), rows, strict=True):
         torch.testing.assert_close(together, task.logits([row])[0])
 
@@ -129,9 +129,9 @@ def test_labels_that_the_base_knows_keep_its_numbers(tmp_path: Path) -> None:
 def test_a_base_of_another_problem_trains_by_the_loss_that_scores_it(tmp_path: Path, problem_type: str) -> None:
     source = save(tmp_path, "BertForSequenceClassification", num_labels=3, problem_type=problem_type)
     task = Classification.load(source, ["a", "b", "c"])
-    part = Part(EXAMPLES, [task.preprocessor.tokenize(example) for example in EXAMPLES])
+    part = TokenizedExamples(EXAMPLES, [task.preprocessor.tokenize(example) for example in EXAMPLES])
     scores = score(task, task.attach(), None, part, ["loss"], batch_size=3)
-    trained = task.model(**task.preprocessor.collate(part.rows(task.preprocessor))).loss
+    trained = task.model(**task.preprocessor.collate(part.features(task.preprocessor))).loss
     assert trained.item() == pytest.approx(scores["loss"], rel=1e-5)
 
 
@@ -162,16 +162,18 @@ def test_what_is_no_classification_is_refused(tmp_path: Path) -> None:
         task.preprocessor.tokenize(EXAMPLES[2])
     bank = task.attach()
     with pytest.raises(antefix.ContextLengthError):
-        task.check_room(Room(bank), Part(EXAMPLES[:1], [task.preprocessor.tokenize(Example("sea " * 600, "a"))]))
+        task.check_room(
+            Room(bank), TokenizedExamples(EXAMPLES[:1], [task.preprocessor.tokenize(Example("sea " * 600, "a"))])
+        )
     with pytest.raises(DataError, match="a text of the label 'a' has no tokens"):
-        task.check_room(Room(bank), Part([Example("", "a")], [Tokens([], [0])]))
+        task.check_room(Room(bank), TokenizedExamples([Example("", "a")], [Tokens([], [0])]))
 
 
 def test_padding_that_the_base_has_not_is_not_taken(tmp_path: Path) -> None:
     source = save(tmp_path, "LlamaForCausalLM")
     AutoTokenizer.from_pretrained(model_path(), pad_token="[PAD]").save_pretrained(tmp_path)
     task = Classification.load(source, ["a", "b"])
-    rows = [task.preprocessor.row(task.preprocessor.tokenize(example)) for example in EXAMPLES[:2]]
+    rows = [task.preprocessor.features(task.preprocessor.tokenize(example)) for example in EXAMPLES[:2]]
     assert len(task.logits(rows)) == 2
     _, preprocessor = load_base(source)
     assert preprocessor.collate([preprocessor(example) for example in EXAMPLES])["input_ids"].max() < 1536

@@ -22,7 +22,7 @@ from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.systems import System
 from antefix.training.templates import Template, Templates
-from antefix.training.tokens import Part, TextPreprocessor, Tokens
+from antefix.training.tokens import TextPreprocessor, TokenizedExamples, Tokens
 from antefix.training.writing import Writing
 from tests.conftest import build_model
 from tests.unit.test_classification import save
@@ -135,7 +135,7 @@ def test_an_encoder_decoder_reads_no_empty_prompt() -> None:
     model = build_model("bart")
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     task = Writing(model, TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=True))
-    nothing = Part([Example("", "a boat")], [Tokens([], [5, 6])])
+    nothing = TokenizedExamples([Example("", "a boat")], [Tokens([], [5, 6])])
     with pytest.raises(antefix.DataError, match=r"a prompt has no tokens.* the example of the answer 'a boat' out"):
         task.check_room(Room(task.attach()), nothing)
 

@@ -7,13 +7,13 @@ import pytest
 from antefix.errors import DataError
 from antefix.training.examples import Example
 from antefix.training.lengths import check_length, cut_all, spread, spreads
-from antefix.training.tokens import Part, TextPreprocessor, Tokens
+from antefix.training.tokens import TextPreprocessor, TokenizedExamples, Tokens
 from tests.unit.test_tokens import CAUSAL
 
 
-def part(*sizes: tuple[int, int]) -> Part:
+def part(*sizes: tuple[int, int]) -> TokenizedExamples:
     """Return examples of these numbers of prompt and answer tokens."""
-    return Part(
+    return TokenizedExamples(
         [Example(f"prompt of {prompt}", "") for prompt, _ in sizes],
         [Tokens([9] * prompt, [8] * answer) for prompt, answer in sizes],
     )

@@ -61,7 +61,7 @@ def test_a_prompt_without_an_opening_token_is_cut_on_the_left_too() -> None:
     assert CAUSAL.cut(tokens, 4) == Tokens([12, 13], [21, 22])
     assert CAUSAL.cut(tokens, 2) == Tokens([13], [21])
     assert CAUSAL.cut(Tokens([], [21, 22]), 2) == Tokens([], [21, 22])
-    assert CAUSAL.row(Tokens([], [21, 22]))["labels"] == [-100, 22]  # nothing predicts the first
+    assert CAUSAL.features(Tokens([], [21, 22]))["labels"] == [-100, 22]  # nothing predicts the first
 
 
 def test_an_encoder_decoder_cuts_both_on_the_right_and_keeps_what_closes_the_prompt() -> None:

@@ -31,7 +31,7 @@ from antefix.training.room import Room
 from antefix.training.rows import Row, stream_rows
 from antefix.training.systems import shared_labels
 from antefix.training.task import Task
-from antefix.training.tokens import IGNORED_LABEL, Part
+from antefix.training.tokens import IGNORED_LABEL, TokenizedExamples
 
 BASE, WHOLE = "bare base", "prefix"
 
@@ -72,7 +72,7 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
     wording = wording_of(recipe)
     moved = _drift(task, bank, prefix)
     for batch in _counted(_batches(rows, recipe.batch_size), console):
-        part = Part.tokenized(examples_of(batch, wording), task.preprocessor)
+        part = TokenizedExamples.of(examples_of(batch, wording), task.preprocessor)
         task.check_room(Room(bank, WHOLE), part)
         _watch(task, bank, part, shares)
         measured = task.measure([part] * len(sums), mixed, ["loss"])
@@ -83,10 +83,9 @@ def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspecti
     return Inspection(num_examples, shares.by_site(), losses, moved)
 
 
-def _watch(task: Task, bank: PrefixBank, part: Part, shares: AttentionShares) -> None:
-    batch = {
-        name: t.to(task.model.device) for name, t in task.preprocessor.collate(part.rows(task.preprocessor)).items()
-    }
+def _watch(task: Task, bank: PrefixBank, part: TokenizedExamples, shares: AttentionShares) -> None:
+    collated = task.preprocessor.collate(part.features(task.preprocessor))
+    batch = {name: tensor.to(task.model.device) for name, tensor in collated.items()}
     read, labels = batch["attention_mask"] == 1, batch["labels"]
     writes = task.model.config.is_encoder_decoder and labels.ndim == 2
     written = labels != IGNORED_LABEL if writes else read

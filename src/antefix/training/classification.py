@@ -22,7 +22,7 @@ from antefix.training.metrics import LABEL_METRICS, accuracy, loss, macro_f1
 from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.task import Measured
-from antefix.training.tokens import Part, Tokens, cut_end, pad_inputs, padding_id
+from antefix.training.tokens import TokenizedExamples, Tokens, cut_end, pad_inputs, padding_id
 
 _MOST_NAMED = 20
 """How many labels an error names."""
@@ -57,14 +57,14 @@ class LabelPreprocessor:
         """Return the beginning of the text, with the token that closes it."""
         return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer)
 
-    def row(self, tokens: Tokens) -> dict[str, Any]:
+    def features(self, tokens: Tokens) -> dict[str, Any]:
         """Return `input_ids` and the label's number as `labels`."""
         return {"input_ids": tokens.prompt, "labels": tokens.answer[0]}
 
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return rows padded on the right: `input_ids`, `attention_mask` and `labels` `(row)`."""
-        labels = torch.tensor([row["labels"] for row in rows])
-        return {**pad_inputs([row["input_ids"] for row in rows], padding_id(self.tokenizer)), "labels": labels}
+    def collate(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` `(row, token)`, padded on the right, and `labels` `(row)`."""
+        labels = torch.tensor([one["labels"] for one in features])
+        return {**pad_inputs([one["input_ids"] for one in features], padding_id(self.tokenizer)), "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Classification:
         others = [module for module in config.trainable_modules if not any(_is(head, module) for head in self.heads)]
         return replace(config, trainable_modules=(*self.heads, *others))
 
-    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+    def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for a text that passes the positions of the model, `DataError` for one of none."""
         for example, tokens in zip(part.examples, part.tokens, strict=True):
             if not tokens.prompt:
@@ -139,7 +139,7 @@ class Classification:
             again = len(tokens.prompt) if room.is_encoder_decoder else 0
             room.check(len(tokens.prompt), again, f"the example {example.prompt[:60]!r} or the prefix")
 
-    def warn(self, part: Part) -> str | None:
+    def warn(self, part: TokenizedExamples) -> str | None:
         """Announce nothing: any label can be chosen."""
         return None
 
@@ -147,16 +147,18 @@ class Classification:
         """Return every example by itself: a text has one label."""
         return [[number] for number in range(len(examples))]
 
-    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+    def measure(
+        self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
+    ) -> list[Measured]:
         """Return metrics of the labels chosen, and their names."""
-        rows = [part.rows(self.preprocessor) for part in parts]
-        scores = mixed.run(rows, length=lambda row: len(row["input_ids"]), compute=self.logits)
-        right = [row["labels"] for row in rows[0]]
+        features = [part.features(self.preprocessor) for part in parts]
+        scores = mixed.run(features, length=lambda one: len(one["input_ids"]), compute=self.logits)
+        right = [one["labels"] for one in features[0]]
         return [self._measured(torch.stack(logits), right, metrics) for logits in scores]
 
-    def logits(self, rows: Sequence[dict[str, Any]]) -> list[Tensor]:
+    def logits(self, features: Sequence[dict[str, Any]]) -> list[Tensor]:
         """Return the scores of the labels `(label)` for each tokenized text, computed as one batch."""
-        batch = {name: tensor.to(self.model.device) for name, tensor in self.preprocessor.collate(rows).items()}
+        batch = {name: tensor.to(self.model.device) for name, tensor in self.preprocessor.collate(features).items()}
         del batch["labels"]
         self.model.eval()
         with torch.no_grad():

@@ -20,7 +20,7 @@ from antefix.training.room import Room
 from antefix.training.rows import Row, read_rows
 from antefix.training.systems import System, shared_labels
 from antefix.training.task import Measured, Task
-from antefix.training.tokens import Part
+from antefix.training.tokens import TokenizedExamples
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
         raise ConfigError(f"two systems have the same name; they are {', '.join(map(repr, names))}.")
     metrics = list(metrics or task.metrics)
     check_metrics(metrics, task.metrics)
-    parts = [Part.tokenized(examples_of(rows, wording, system.text), task.preprocessor) for system in systems]
+    parts = [TokenizedExamples.of(examples_of(rows, wording, system.text), task.preprocessor) for system in systems]
     for system, part in zip(systems, parts, strict=True):
         task.check_room(Room(bank, system.prefix), part, metrics)
     mixed = MixedBatches(bank, [system.prefix for system in systems], batch_size)
@@ -107,7 +107,7 @@ def _compared(measured: Mapping[str, Measured], bootstrap: PairedBootstrap) -> d
 
 
 def score(
-    task: Task, bank: PrefixBank, prefix: str | None, part: Part, metrics: Sequence[str], batch_size: int
+    task: Task, bank: PrefixBank, prefix: str | None, part: TokenizedExamples, metrics: Sequence[str], batch_size: int
 ) -> dict[str, float]:
     """Return the figures of one system on encoded examples."""
     (measured,) = task.measure([part], MixedBatches(bank, [prefix], batch_size), metrics)

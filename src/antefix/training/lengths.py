@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from antefix.errors import DataError
-from antefix.training.tokens import Part, Preprocessor, Tokens
+from antefix.training.tokens import Preprocessor, TokenizedExamples, Tokens
 
 
 def spread(lengths: Sequence[int]) -> dict[str, int]:
@@ -16,13 +16,13 @@ def spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"median": int(median), "95%": int(most), "longest": max(lengths)}
 
 
-def spreads(preprocessor: Preprocessor, part: Part) -> dict[str, dict[str, int]]:
+def spreads(preprocessor: Preprocessor, part: TokenizedExamples) -> dict[str, dict[str, int]]:
     """Return the spread of the lengths of prompts, and of what else the examples are made of."""
     lengths = [preprocessor.lengths(tokens) for tokens in part.tokens]
     return {name: spread([one[name] for one in lengths]) for name in lengths[0]}
 
 
-def check_length(preprocessor: Preprocessor, parts: Sequence[Part], max_length: int) -> None:
+def check_length(preprocessor: Preprocessor, parts: Sequence[TokenizedExamples], max_length: int) -> None:
     """Raise `DataError`, with numbers, where examples are longer than `max_length`."""
     lengths = [preprocessor.length(tokens) for part in parts for tokens in part.tokens]
     long = [number for number, length in enumerate(lengths) if length > max_length]
@@ -35,9 +35,14 @@ def check_length(preprocessor: Preprocessor, parts: Sequence[Part], max_length: 
         )
 
 
-def cut_all(preprocessor: Preprocessor, parts: Sequence[Part], max_length: int) -> tuple[list[Part], str | None]:
+def cut_all(
+    preprocessor: Preprocessor, parts: Sequence[TokenizedExamples], max_length: int
+) -> tuple[list[TokenizedExamples], str | None]:
     """Cut examples to `max_length`; return them, and where any was longer a sentence that says how much is lost."""
-    cut = [Part(part.examples, [preprocessor.cut(tokens, max_length) for tokens in part.tokens]) for part in parts]
+    cut = [
+        TokenizedExamples(part.examples, [preprocessor.cut(tokens, max_length) for tokens in part.tokens])
+        for part in parts
+    ]
     pairs = [
         (whole, left) for a, b in zip(parts, cut, strict=True) for whole, left in zip(a.tokens, b.tokens, strict=True)
     ]
@@ -53,8 +58,10 @@ def cut_all(preprocessor: Preprocessor, parts: Sequence[Part], max_length: int) 
     )
 
 
-def cut_prompts(preprocessor: Preprocessor, part: Part, max_length: int) -> Part:
+def cut_prompts(preprocessor: Preprocessor, part: TokenizedExamples, max_length: int) -> TokenizedExamples:
     """Cut prompts so far that the longest answer fits behind each, as one that is written may be as long."""
     longest = max((tokens.answer for tokens in part.tokens), key=len)
     cut = (preprocessor.cut(Tokens(tokens.prompt, longest), max_length).prompt for tokens in part.tokens)
-    return Part(part.examples, [Tokens(prompt, tokens.answer) for prompt, tokens in zip(cut, part.tokens, strict=True)])
+    return TokenizedExamples(
+        part.examples, [Tokens(prompt, tokens.answer) for prompt, tokens in zip(cut, part.tokens, strict=True)]
+    )

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from antefix.training.tokens import IGNORED_LABEL, Preprocessor
 
 
-def answer_losses(model: PreTrainedModel, preprocessor: Preprocessor, rows: Sequence[dict[str, Any]]) -> Tensor:
-    """Return for each encoded example, as one batch, its labelled tokens' summed loss and number, `(row, 2)`."""
-    batch = {name: tensor.to(model.device) for name, tensor in preprocessor.collate(rows).items()}
+def answer_losses(model: PreTrainedModel, preprocessor: Preprocessor, features: Sequence[dict[str, Any]]) -> Tensor:
+    """Return for each example its labelled tokens' summed loss and number, `(row, 2)`, computed as one batch."""
+    batch = {name: tensor.to(model.device) for name, tensor in preprocessor.collate(features).items()}
     model.eval()
     with torch.no_grad():
         logits, labels = model(**batch, use_cache=False).logits.float(), batch["labels"]

@@ -16,7 +16,7 @@ from antefix.training.recipe import Recipe
 from antefix.training.room import Room
 from antefix.training.split import split_examples
 from antefix.training.task import Task
-from antefix.training.tokens import Part
+from antefix.training.tokens import TokenizedExamples
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Prepared:
 
     task: Task
     bank: PrefixBank
-    trained: Part
-    held_out: Part
+    trained: TokenizedExamples
+    held_out: TokenizedExamples
     scores: Sequence[str]
     lengths: dict[str, dict[str, int]]
 
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     examples = split_examples(recipe, wording_of(recipe))
     set_seed(recipe.seed)
     task = load_task(recipe, examples[0])
-    parts = [Part.tokenized(part, task.preprocessor) for part in examples]
+    parts = [TokenizedExamples.of(part, task.preprocessor) for part in examples]
     if not recipe.truncation:
         check_length(task.preprocessor, parts, recipe.max_length)
     bank = task.attach()
@@ -66,7 +66,7 @@ def _scores(recipe: Recipe) -> tuple[str, ...]:
     return ("loss", "exact_match") if recipe.exact_match else ("loss",)
 
 
-def _warn_of_one_prompt(part: Part) -> str | None:
+def _warn_of_one_prompt(part: TokenizedExamples) -> str | None:
     """Announce prompts that tell nothing of their rows, as those of a template without its braces do."""
     first = part.examples[0].prompt
     if not first or len(part.examples) == 1 or any(example.prompt != first for example in part.examples):

@@ -50,7 +50,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         kept.check_free()
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
-    model, rows = task.model, prepared.trained.rows(task.preprocessor)
+    model, features = task.model, prepared.trained.features(task.preprocessor)
     console.print(f"scoring the base on {len(held_out.examples):,} held-out examples", highlight=False)
     before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
@@ -61,7 +61,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         bank,
         recipe.name,
         recipe.head_learning_rate,
-        train_dataset=list(rows),
+        train_dataset=features,
         data_collator=task.preprocessor.collate,
     )
     if not resume and is_main_process():
@@ -69,8 +69,9 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     checkpoint = kept.checkpoint if resume else None
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
+    num_tokens = sum(len(one["input_ids"]) for one in features)
     try:
-        history, speed = fit(make_trainer, recipe, sum(len(row["input_ids"]) for row in rows), console, checkpoint)
+        history, speed = fit(make_trainer, recipe, num_tokens, console, checkpoint)
     except DivergedError:  # as it would again
         kept.end()
         raise
@@ -79,7 +80,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         "before": before,
         "after": after,
         "train_loss": history,
-        "num_train_examples": len(rows),
+        "num_train_examples": len(features),
         "num_held_out_examples": len(held_out.examples),
         "lengths": prepared.lengths,
         "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -14,7 +14,7 @@ from antefix.training.examples import Example
 from antefix.training.metrics import Metric
 from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
-from antefix.training.tokens import Part, Preprocessor
+from antefix.training.tokens import Preprocessor, TokenizedExamples
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ class Task(Protocol):
     def configure(self, config: PrefixConfig) -> PrefixConfig:
         """Return the configuration of a prefix with what the task needs to be trained beside it."""
 
-    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+    def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for an example that passes the positions of the model, also when it is scored."""
 
-    def warn(self, part: Part) -> str | None:
+    def warn(self, part: TokenizedExamples) -> str | None:
         """Return a sentence about examples that can teach nothing good."""
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the numbers of the examples that are scored together, as several right answers to one prompt."""
 
-    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+    def measure(
+        self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
+    ) -> list[Measured]:
         """Return what was measured of each system, whose examples are one of `parts`."""

@@ -45,28 +45,28 @@ class Preprocessor(Protocol):
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
         """Return as much of an example as has this length."""
 
-    def row(self, tokens: Tokens) -> dict[str, Any]:
-        """Return `input_ids` and `labels`."""
+    def features(self, tokens: Tokens) -> dict[str, Any]:
+        """Return what the model is given for an example: `input_ids` and `labels`."""
 
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return rows as one batch, `input_ids` and `attention_mask` of `(row, token)`."""
+    def collate(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the features of examples as one batch, `input_ids` and `attention_mask` of `(row, token)`."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Examples that are used together, such as those held out, as text and as ids."""
+class TokenizedExamples:
+    """Examples that are used together, such as those held out, as text and as token ids."""
 
     examples: Sequence[Example]
     tokens: Sequence[Tokens]
 
     @classmethod
-    def tokenized(cls, examples: Sequence[Example], preprocessor: Preprocessor) -> Part:
-        """Return examples with their ids."""
+    def of(cls, examples: Sequence[Example], preprocessor: Preprocessor) -> TokenizedExamples:
+        """Return examples with their token ids."""
         return cls(examples, [preprocessor.tokenize(example) for example in examples])
 
-    def rows(self, preprocessor: Preprocessor) -> list[dict[str, Any]]:
-        """Return what a model is given for each example."""
-        return [preprocessor.row(tokens) for tokens in self.tokens]
+    def features(self, preprocessor: Preprocessor) -> list[dict[str, Any]]:
+        """Return what the model is given for each example."""
+        return [preprocessor.features(tokens) for tokens in self.tokens]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TextPreprocessor:
         rest = tokens.prompt[len(opening) :]
         return Tokens(opening + rest[max(len(rest) - room, 0) :], answer)
 
-    def row(self, tokens: Tokens) -> dict[str, Any]:
+    def features(self, tokens: Tokens) -> dict[str, Any]:
         """Return `input_ids` and `labels`; a causal model's prompt has none, nor has the first token of all."""
         if self.is_encoder_decoder:
             return {"input_ids": tokens.prompt, "labels": tokens.answer}
@@ -140,12 +140,12 @@ class TextPreprocessor:
 
     def __call__(self, example: Example) -> dict[str, Any]:
         """Return `input_ids` and `labels` of an example."""
-        return self.row(self.tokenize(example))
+        return self.features(self.tokenize(example))
 
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return rows padded on the right: `input_ids`, `attention_mask` and `labels`."""
-        labels = pad_rows([row["labels"] for row in rows], IGNORED_LABEL)
-        return {**pad_inputs([row["input_ids"] for row in rows], padding_id(self.tokenizer)), "labels": labels}
+    def collate(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels` `(row, token)`, padded on the right."""
+        labels = pad_rows([one["labels"] for one in features], IGNORED_LABEL)
+        return {**pad_inputs([one["input_ids"] for one in features], padding_id(self.tokenizer)), "labels": labels}
 
     def can_write(self, answer: Sequence[int]) -> bool:
         """Return whether the tokenizer knows every piece of an answer."""

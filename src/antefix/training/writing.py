@@ -22,7 +22,7 @@ from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss
 from antefix.training.mixed import MixedBatches
 from antefix.training.room import Room
 from antefix.training.task import Measured
-from antefix.training.tokens import Part, TextPreprocessor
+from antefix.training.tokens import TextPreprocessor, TokenizedExamples
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Writing:
         """Return the configuration as it is."""
         return config
 
-    def check_room(self, room: Room, part: Part, metrics: Sequence[str] = ()) -> None:
+    def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for an example that passes the positions of the model, given or written.
 
         And `DataError` where an answer is to be written to a prompt without a token.
@@ -66,7 +66,7 @@ class Writing:
             shorten = f"the example {example.prompt[:60]!r} or the prefix"
             room.check(len(tokens.prompt), max(len(tokens.answer), most), shorten)
 
-    def warn(self, part: Part) -> str | None:
+    def warn(self, part: TokenizedExamples) -> str | None:
         """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
         pairs = zip(part.examples, part.tokens, strict=True)
         lost = [example for example, tokens in pairs if not self.preprocessor.can_write(tokens.answer)]
@@ -84,18 +84,20 @@ class Writing:
         """Return the numbers of the examples of each distinct prompt: each has one answer and several references."""
         return group_equal([example.prompt for example in examples])
 
-    def measure(self, parts: Sequence[Part], mixed: MixedBatches, metrics: Sequence[str]) -> list[Measured]:
+    def measure(
+        self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
+    ) -> list[Measured]:
         """Return loss and perplexity of all examples, and metrics of the answers to each distinct prompt."""
         groups = self.groups(parts[0].examples)
         found: list[dict[str, Metric]] = [{} for _ in parts]
         if {"loss", "perplexity"} & set(metrics):
             losses = mixed.run(
-                [part.rows(self.preprocessor) for part in parts],
-                length=lambda row: len(row["input_ids"]),
-                compute=lambda rows: answer_losses(self.model, self.preprocessor, rows).tolist(),
+                [part.features(self.preprocessor) for part in parts],
+                length=lambda one: len(one["input_ids"]),
+                compute=lambda features: answer_losses(self.model, self.preprocessor, features).tolist(),
             )
-            for metric_of, rows in zip(found, losses, strict=True):
-                sums = np.array([np.sum([rows[number] for number in group], axis=0) for group in groups])
+            for metric_of, by_example in zip(found, losses, strict=True):
+                sums = np.array([np.sum([by_example[number] for number in group], axis=0) for group in groups])
                 metric_of |= {"loss": loss(sums), "perplexity": perplexity(sums)}
         written: list[list[str]] = [[] for _ in parts]
         if asked := [name for name in metrics if name in ANSWER_METRICS]:
@@ -119,5 +121,5 @@ class Writing:
             return example.answer
         return decoded(self.model, self.preprocessor, [self.preprocessor.tokenize(example).answer])[0]
 
-    def _most(self, part: Part) -> int:
+    def _most(self, part: TokenizedExamples) -> int:
         return self.max_new_tokens or max(len(tokens.answer) for tokens in part.tokens)
