@@ -22,10 +22,10 @@ from antefix.sites import Site
 
 FORMAT = "antefix.prefix"
 VERSION = "1"
-MOST_SITES = 2**16
-MOST_VIRTUAL_TOKENS = 2**20
+MAX_SITES = 2**16
+MAX_VIRTUAL_TOKENS = 2**20
 """What a file may hold, far above any model there is: a reader need not trust it with more."""
-_MOST_BYTES_OF_HEADER = 100_000_000  # safetensors' own limit
+_MAX_BYTES_OF_HEADER = 100_000_000  # safetensors' own limit
 
 
 def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
@@ -34,8 +34,8 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
     Raises `ConfigError` for metadata that JSON cannot hold, `PrefixFormatError` for numbers that are not finite and
     for more of them than a file may hold.
     """
-    _check_at_most(MOST_SITES, len(prefix.sites), "sites", f"the prefix for '{path}'")
-    _check_at_most(MOST_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"the prefix for '{path}'")
+    _check_at_most(MAX_SITES, len(prefix.sites), "sites", f"the prefix for '{path}'")
+    _check_at_most(MAX_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"the prefix for '{path}'")
     tensors = {name: own_copy(tensor) for name, tensor in prefix.modules.items()}
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
@@ -153,7 +153,7 @@ def _start_of(file: BinaryIO) -> tuple[bytes, dict[str, str]]:
     """Read a file up to its numbers; return that, and its metadata, which safetensors checks with all of the file."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if length > _MOST_BYTES_OF_HEADER:
+    if length > _MAX_BYTES_OF_HEADER:
         raise SafetensorError("its header is too long")
     start += file.read(length)
     try:
@@ -197,7 +197,7 @@ def _read_header(header: Mapping[str, str], path: Path) -> tuple[tuple[Site, ...
         raise PrefixFormatError(f"the header of '{path}' is damaged: {_short(error)}.") from error
     if not isinstance(metadata, dict):
         raise PrefixFormatError(f"the header of '{path}' is damaged: its metadata is not an object.")
-    _check_at_most(MOST_SITES, len(sites), "sites", f"'{path}'")
+    _check_at_most(MAX_SITES, len(sites), "sites", f"'{path}'")
     return sites, metadata
 
 
@@ -237,7 +237,7 @@ def _assemble(
     if header.get("num_virtual_tokens") != str(prefix.num_virtual_tokens):
         told = _short(header.get("num_virtual_tokens"))
         raise PrefixFormatError(f"'{path}' names {told} virtual tokens and holds {prefix.num_virtual_tokens}.")
-    _check_at_most(MOST_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"'{path}'")
+    _check_at_most(MAX_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"'{path}'")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return prefix

@@ -17,11 +17,11 @@ from antefix.training.generation import ends_of, generate_ids
 from antefix.training.provenance import Provenance
 from antefix.training.room import Room
 from antefix.training.rows import is_table, read_rows
-from antefix.training.settings import MOST_SEED
+from antefix.training.settings import MAX_SEED
 from antefix.training.templates import Template, unescape
 from antefix.training.tokens import TextPreprocessor, padding_id
 
-LEAST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 """Below, logits over temperature leave the range of fp16 and then of fp32."""
 
 
@@ -57,12 +57,12 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a prompt, or each prompt of a file, and write the answers as they come."""
     _check_prompts(prompt, file, template)
-    if 0 < temperature < LEAST_TEMPERATURE:
-        raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {LEAST_TEMPERATURE}.")
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {MIN_TEMPERATURE}.")
     loaded = verify_prefix(prefix) if prefix is not None else None
     provenance = Provenance.of(loaded) if loaded is not None else Provenance()
     model = _base_model(model, provenance)

@@ -12,10 +12,9 @@ from antefix.training.figures import new_figure, write_png
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_TICKS = 24
-MOST_NUMBERS = 200
-"""Up to how many cells have their number written in them."""
-MOST_NUMBERED_COLUMNS = 20
+MAX_TICKS = 24
+MAX_NUMBERED_CELLS, MAX_NUMBERED_COLUMNS = 200, 20
+"""In a heatmap with more cells or columns, no numbers are written."""
 
 
 def draw_heatmap(
@@ -31,10 +30,10 @@ def draw_heatmap(
         return None
     axes = figure.add_subplot()
     image = axes.imshow(numbers, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
-    if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= MOST_NUMBERED_COLUMNS:
+    if len(rows) * len(columns) <= MAX_NUMBERED_CELLS and len(columns) <= MAX_NUMBERED_COLUMNS:
         _write_numbers(axes, numbers, image.get_clim()[1])
     for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
-        step = -(-len(names) // MOST_TICKS)
+        step = -(-len(names) // MAX_TICKS)
         axis.set_ticks(range(0, len(names), step), names[::step], parse_math=False)
     if max(map(len, columns)) > 3:
         axes.tick_params("x", rotation=90)

@@ -15,14 +15,14 @@ from antefix.inspect.run import Inspection
 from antefix.inspect.tables import layer_name
 from antefix.storage import write_atomically
 
-MOST_NAME = 200
-"""In bytes; a file's name has 255, and a picture's ends with what it shows."""
+MAX_NAME_BYTES = 200
+"""A file's name may have 255, and that of a picture ends with what it shows."""
 
 
 def check_names(names: Iterable[str]) -> None:
     """Raise `ConfigError` for a name that would be another place than a file of the report's folder."""
     for name in names:
-        if Path(name).name != name or "\0" in name or len(name.encode()) > MOST_NAME:
+        if Path(name).name != name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
             raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
 
 

@@ -13,7 +13,7 @@ from antefix.inspect.run import BASE, WHOLE, Inspection
 from antefix.sites import Site
 from antefix.training.report import Table
 
-MOST_TOKENS = 12
+MAX_TOKENS = 12
 _RUN = ("learning_rate", "epochs", "batch_size", "seed")
 _TOLD = {
     "composition": ("kind", "num_virtual_tokens", "weights", "parts"),
@@ -90,7 +90,7 @@ def losses(found: Inspection) -> Table:
 def tokens(found: Inspection) -> Table:
     """Return the virtual tokens that get most attention, in the mean of all heads, and how far each has moved."""
     used = usage(found)
-    order = sorted(range(len(used)), key=used.__getitem__, reverse=True)[:MOST_TOKENS]
+    order = sorted(range(len(used)), key=used.__getitem__, reverse=True)[:MAX_TOKENS]
     heading = ["token", "share of attention"]
     rows = [[str(number), f"{100 * used[number]:.2f}%"] for number in order]
     if found.drift is not None:

@@ -24,7 +24,7 @@ from antefix.training.room import Room
 from antefix.training.task import Measured
 from antefix.training.tokens import TokenizedExamples, Tokens, cut_end, pad_inputs, padding_id
 
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 """How many labels an error names."""
 
 
@@ -38,7 +38,7 @@ class LabelPreprocessor:
     def tokenize(self, example: Example) -> Tokens:
         """Return the ids of the text, and that of its label; raises `DataError` for a label that is not known."""
         if example.answer not in self.labels:
-            first = ", ".join([*map(repr, self.labels[:_MOST_NAMED]), *(["..."] if self.labels[_MOST_NAMED:] else [])])
+            first = ", ".join([*map(repr, self.labels[:_MAX_NAMED]), *(["..."] if self.labels[_MAX_NAMED:] else [])])
             raise DataError(
                 f"the label {example.answer!r} of {example.prompt[:60]!r} is none of the {len(self.labels)} trained, "
                 f"{first}; leave such examples out, or train with some."
@@ -184,8 +184,8 @@ def labels_of(examples: Sequence[Example]) -> list[str]:
 def _check_numbers(name: str, told: Sequence[str], numbered: Sequence[str]) -> None:
     if set(told) == set(numbered) and list(told) != list(numbered):
         raise ConfigError(
-            f"the base '{name}' numbers its labels {', '.join(map(repr, numbered[:_MOST_NAMED]))} and the prefix "
-            f"{', '.join(map(repr, told[:_MOST_NAMED]))}, so one of them would be scored by the other's; take the base "
+            f"the base '{name}' numbers its labels {', '.join(map(repr, numbered[:_MAX_NAMED]))} and the prefix "
+            f"{', '.join(map(repr, told[:_MAX_NAMED]))}, so one of them would be scored by the other's; take the base "
             "that the prefix was trained on."
         )
 

@@ -13,7 +13,7 @@ import yaml
 
 from antefix.errors import ConfigError
 
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def check_share(settings: Any, *names: str) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise `ConfigError` for a seed that some generator does not take."""
-    if not 0 <= seed <= MOST_SEED:
-        raise ConfigError(f"seed is {seed}; it must be from 0 to {MOST_SEED}.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed is {seed}; it must be from 0 to {MAX_SEED}.")
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

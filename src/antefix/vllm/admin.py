@@ -19,7 +19,7 @@ from antefix.vllm.settings import ADMIN_KEY
 from antefix.vllm.ticket import Ticket
 
 PATH = "/v1/prefixes"
-_MOST_BYTES = 2**16
+_MAX_BYTES = 2**16
 
 
 class Admin:
@@ -41,9 +41,9 @@ class Admin:
             return error_response(403, why)
         if not hmac.compare_digest(header(scope, b"authorization"), f"Bearer {self._key}".encode()):
             return error_response(401, "the administrator's key is missing or wrong.", "AuthenticationError")
-        body = await read_body(receive, most=_MOST_BYTES)
+        body = await read_body(receive, most=_MAX_BYTES)
         if body is None:
-            return error_response(413, f"a body may have {_MOST_BYTES} bytes here.")
+            return error_response(413, f"a body may have {_MAX_BYTES} bytes here.")
         try:
             return await self._act(scope["method"], path, body, taken)
         except UnknownPrefixError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from antefix.vllm.ticket import PARAMETER, Ticket
 
 _TEXT_PARTS = {"text", "input_text", "output_text", "refusal", "thinking"}
-_MOST_SPECIAL_TOKENS = 64  # far more than any tokenizer puts around a prompt
+_MAX_SPECIAL_TOKENS = 64  # far more than any tokenizer puts around a prompt
 
 _OF_TOKENIZE = (
     "add_special_tokens",
@@ -76,7 +76,7 @@ def surely_fits(request: Mapping[str, Any], num_bytes: int, num_virtual_tokens: 
 
     Of a chat nobody knows before it is counted: its template may write any length of text.
     """
-    needed = num_virtual_tokens + num_bytes + _MOST_SPECIAL_TOKENS + most_tokens(request)
+    needed = num_virtual_tokens + num_bytes + _MAX_SPECIAL_TOKENS + most_tokens(request)
     return "messages" not in request and needed <= room
 
 

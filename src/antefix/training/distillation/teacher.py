@@ -18,7 +18,7 @@ from antefix.training.generation import before_end, ends_of, generate_ids
 from antefix.training.tokens import TextPreprocessor, pad_inputs, pad_rows, padding_id
 
 _NAME = "what the teacher reads"
-MOST_TRIED = 32
+MAX_TRIED = 32
 """How many tokens show whether a base reads a text that it has as a prefix."""
 _LARGEST_GAP, _NO_GAP = 0.1, 0.01
 """How far log-probabilities behind a text as a prefix may be from those behind it in context: this share of what
@@ -67,7 +67,7 @@ class Teacher:
         Layers that carry what was read in a state, in place of keys and values, know nothing of the prefix. The text,
         over and over, is tried as far as the base reads it at once.
         """
-        text = list(islice(cycle(text), min(MOST_TRIED, readable or MOST_TRIED)))
+        text = list(islice(cycle(text), min(MAX_TRIED, readable or MAX_TRIED)))
         half = len(text) // 2
         drafts, read = [Draft(text[:half], [], text[half:], [True] * len(text[half:]))], max(half - 1, 0)
         with self.reading([]):
