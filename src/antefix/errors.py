@@ -52,6 +52,11 @@ class UnsupportedModelError(AntefixError, NotImplementedError):
     """The model, or the way it is run, gives a prefix no way in."""
 
 
+def on_one_line(text: object) -> str:
+    """Return a text, such as the message of another library's error, without its line breaks."""
+    return " ".join(str(text).split())
+
+
 def no_copies_of(model: object) -> UnsupportedModelError:
     """Return what refuses to copy or pickle a model, as that would be with its bank's hooks and without its bank."""
     return UnsupportedModelError(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from antefix.embedded import model_path
-from antefix.errors import ConfigError
+from antefix.errors import ConfigError, on_one_line
 
 
 def source_of(name: str) -> str:
@@ -23,5 +23,5 @@ def reporting_failure(kind: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file makes libraries raise anything
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = on_one_line(error) or type(error).__name__
         raise ConfigError(f"the {kind} '{name}' cannot be loaded: {said}") from error

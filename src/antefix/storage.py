@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from antefix.errors import ConfigError, PrefixFormatError
+from antefix.errors import ConfigError, PrefixFormatError, on_one_line
 from antefix.prefix import Prefix, own_copy
 from antefix.sites import Site
 
@@ -250,5 +250,5 @@ def _check_at_most(most: int, held: int, of: str, what: str) -> None:
 
 def _short(told: object) -> str:
     """Return what a file says of itself on one line, cut where it goes on for long."""
-    line = " ".join(str(told).split())
+    line = on_one_line(told)
     return line if len(line) <= 200 else f"{line[:200]} ..."

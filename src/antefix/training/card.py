@@ -13,6 +13,7 @@ from transformers import SchedulerType, TrainerState, TrainingArguments
 from transformers.models.auto import modeling_auto
 from transformers.training_args import OptimizerNames
 
+from antefix.errors import on_one_line
 from antefix.prefix import Prefix
 from antefix.sites import Site
 
@@ -93,7 +94,7 @@ def model_card(
         datasets=list(datasets) or None,
         **labels,
     )
-    name = " ".join((model_name or Path(args.output_dir or "prefix").absolute().name).split())
+    name = on_one_line(model_name or Path(args.output_dir or "prefix").absolute().name)
     repository = json.dumps(args.hub_model_id or f"you/{name}")
     return _TEXT.format(
         data=data.to_yaml(),
@@ -175,4 +176,4 @@ def _table(rows: dict[str, Any]) -> str:
 
 
 def _cell(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return on_one_line(text).replace("|", "\\|")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from antefix.errors import ConfigError, DataError
+from antefix.errors import ConfigError, DataError, on_one_line
 from antefix.training.examples import Example, checked_text
 from antefix.training.rows import Row
 from antefix.training.tokens import TextPreprocessor
@@ -93,7 +93,7 @@ class Chats:
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # a template is a program of its own, and fails in whatever way it was written
-            raise DataError(f"the chat template refuses {where}: {' '.join(str(error).split())}") from error
+            raise DataError(f"the chat template refuses {where}: {on_one_line(error)}") from error
         return checked_text(str(text), where)
 
 

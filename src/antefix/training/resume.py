@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from antefix.errors import ConfigError
 from antefix.storage import write_atomically
@@ -117,8 +118,8 @@ class RunFolder:
 
     @property
     def _checkpoints(self) -> list[Path]:
-        folders = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINED_NAME}")]
-        return [folder for folder in folders if re.fullmatch(r"checkpoint-[0-9]+", folder.name)]
+        folders = [path.parent for path in self.path.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINED_NAME}")]
+        return [folder for folder in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-[0-9]+", folder.name)]
 
     @property
     def _kept_in(self) -> Path:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from antefix.errors import ConfigError, DataError
+from antefix.errors import ConfigError, DataError, on_one_line
 
 Row = tuple[str, dict[str, Any]]
 """Where a row comes from, as an error names it, and its fields."""
@@ -125,7 +125,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             rows = (row for batch in file.iter_batches(batch_size=1000) for row in batch.to_pylist())
             yield from _numbered(rows, f"'{path}'")
     except (OSError, ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"the data file '{path}' cannot be read: {_on_one_line(error)}.") from error
+        raise DataError(f"the data file '{path}' cannot be read: {on_one_line(error)}.") from error
 
 
 def _rows_of_folder(path: Path, split: str | None) -> Iterator[Row]:
@@ -134,7 +134,7 @@ def _rows_of_folder(path: Path, split: str | None) -> Iterator[Row]:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # a damaged folder fails in whatever way the damage happens to show
         raise DataError(
-            f"the folder '{path}' is not one that datasets' save_to_disk wrote: {_on_one_line(error)}"
+            f"the folder '{path}' is not one that datasets' save_to_disk wrote: {on_one_line(error)}"
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         wanted = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
@@ -152,7 +152,7 @@ def _rows_of_hub(name: str, config: str | None, split: str) -> Iterator[Row]:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the hub, the network, the cache and every builder have errors of their own
         raise DataError(
-            f"'{name}' is neither a file nor a dataset of the hub that can be loaded: {_on_one_line(error)}"
+            f"'{name}' is neither a file nor a dataset of the hub that can be loaded: {on_one_line(error)}"
         ) from error
     return _rows_of_dataset(loaded, f"'{name}' ({split})")
 
@@ -161,7 +161,7 @@ def _rows_of_dataset(loaded: Iterable[dict[str, Any]], name: str) -> Iterator[Ro
     try:
         yield from _numbered(loaded, name)
     except Exception as error:  # a column is decoded when its row is read, and fails as its decoder does
-        raise DataError(f"the rows of {name} cannot be read: {_on_one_line(error)}") from error
+        raise DataError(f"the rows of {name} cannot be read: {on_one_line(error)}") from error
 
 
 def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
@@ -174,7 +174,3 @@ def _datasets() -> Any:
     except ImportError as error:
         raise ConfigError('reading a dataset needs datasets: pip install "antefix[train]".') from error
     return datasets
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

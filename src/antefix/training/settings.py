@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from antefix.errors import ConfigError
+from antefix.errors import ConfigError, on_one_line
 
 MAX_SEED = 2**32 - 1
 
@@ -23,7 +23,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"the recipe '{path}' cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # a date or number that is none
-        raise ConfigError(f"the recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"the recipe '{path}' is not valid YAML: {on_one_line(error)}.") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"the recipe '{path}' must be a mapping of settings to values.")
     return settings
