@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from antefix.training.base import load_base
 from antefix.training.classification import Classification
 from antefix.training.examples import Example
-from antefix.training.generation import write
+from antefix.training.generation import answer_batch
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import answer_metric
 from antefix.training.tokens import Preprocessor, TextPreprocessor, TokenizedExamples
@@ -124,7 +124,7 @@ class _Writing:
         written: list[str] = []
         for start in range(0, len(prompts), 50):
             ids = [self.preprocessor.prompt_ids(prompt) for prompt in prompts[start : start + 50]]
-            written += write(model, self.preprocessor, ids, self.most)
+            written += answer_batch(model, self.preprocessor, ids, self.most)
         metrics = {
             name: answer_metric(name, written, [references[prompt] for prompt in prompts]).value
             for name in ("exact_match", "bleu", "chrf")

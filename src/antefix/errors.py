@@ -3,7 +3,7 @@
 AntefixError
 ├── ConfigError             a setting that cannot be, or settings that contradict each other
 │   ├── DataError           training data or a template that does not fit it
-│   └── DivergedError       a training whose loss became NaN or infinite
+│   └── DivergedError       settings by which the loss or the prefix became NaN or infinite in training
 ├── ContextLengthError      prefix and prompt together pass the positions the model has
 ├── PrefixFormatError       a file that is not an intact prefix file
 ├── PrefixMismatchError     a prefix that was made for another base model
@@ -25,7 +25,7 @@ class DataError(ConfigError):
 
 
 class DivergedError(ConfigError):
-    """The loss of a training became NaN or infinite; its learning rate is too high."""
+    """The loss or the prefix became NaN or infinite in training; most often, the learning rate is too high."""
 
 
 class ContextLengthError(AntefixError, ValueError):

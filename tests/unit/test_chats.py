@@ -111,7 +111,7 @@ def test_an_answer_as_it_was_taught_is_right(
     preprocessor = in_chats(replace(preprocessor, tokenizer=tokenizer, answer_tokenizer=tokenizer))
     task = Writing(model, preprocessor, max_new_tokens=20)
     part = TokenizedExamples.of([Chats("chat", tokenizer).example(row([QUESTION, ANSWER]))], preprocessor)
-    monkeypatch.setattr(writing, "write", lambda *_: ["[thought]Ada."])
+    monkeypatch.setattr(writing, "answer_batch", lambda *_: ["[thought]Ada."])
     bank = task.attach()
     (measured,) = task.measure([part], MixedBatches(bank, [None], 1), ["exact_match"])
     assert measured.metrics["exact_match"].value == 1.0

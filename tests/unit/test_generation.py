@@ -20,7 +20,7 @@ from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training.base import load_base
 from antefix.training.chats import in_chats
-from antefix.training.generation import answers, generate_ids, write
+from antefix.training.generation import answer_batch, answers, generate_ids
 from antefix.training.tokens import TextPreprocessor
 from tests.conftest import build_model, draw_ids
 
@@ -116,8 +116,8 @@ def test_a_batch_with_two_vocabularies_is_written_as_row_by_row() -> None:
     end = open_ended[0][4]
     assert not all(end in row for row in open_ended)
     model.generation_config.eos_token_id = end  # type: ignore[union-attr]
-    one_by_one = [write(model, preprocessor, [row], 12)[0] for row in rows]
-    assert write(model, preprocessor, rows, 12) == one_by_one
+    one_by_one = [answer_batch(model, preprocessor, [row], 12)[0] for row in rows]
+    assert answer_batch(model, preprocessor, rows, 12) == one_by_one
     start = target.decode([50])
     assert not all(text.startswith(start) for text in one_by_one)
 

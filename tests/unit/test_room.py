@@ -43,4 +43,4 @@ def test_room(
 def test_what_fits_into_every_stack(name: str, sites: tuple[str, ...] | None, most: int | None) -> None:
     bank = antefix.attach(build_model(name))
     bank.add("p", antefix.PrefixConfig(40, init="random", sites=sites))
-    assert Room(bank, "p").most == most
+    assert Room(bank, "p").max_tokens == most

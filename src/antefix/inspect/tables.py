@@ -41,12 +41,12 @@ def summary(name: str, found: Contents) -> Table:
         rows.append(("modules", ", ".join(f"{module} {shape}" for module, shape in found.modules.items())))
     for about, wanted in _TOLD.items():
         if isinstance(settings := told.get(about), Mapping):
-            named = [(one, _on_a_line(settings[one])) for one in wanted if one in settings]
+            named = [(one, _escaped(settings[one])) for one in wanted if one in settings]
             rows.append((about, ", ".join(starmap("{}={}".format, named))))
     return ("prefix", name), rows
 
 
-def _on_a_line(setting: object) -> object:
+def _escaped(setting: object) -> object:
     """Write the line breaks of a template as a command line takes them."""
     return setting.replace("\\", "\\\\").replace("\n", "\\n") if isinstance(setting, str) else setting
 

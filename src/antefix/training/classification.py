@@ -139,8 +139,8 @@ class Classification:
             again = len(tokens.prompt) if room.is_encoder_decoder else 0
             room.check(len(tokens.prompt), again, f"the example {example.prompt[:60]!r} or the prefix")
 
-    def warn(self, part: TokenizedExamples) -> str | None:
-        """Announce nothing: any label can be chosen."""
+    def warning(self, part: TokenizedExamples) -> str | None:
+        """Return None: any label can be chosen."""
         return None
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:

@@ -58,17 +58,17 @@ def answers(
     """Return the greedy answers to prompts."""
     rows = [preprocessor.prompt_ids(prompt) for prompt in prompts]
     starts = range(0, len(rows), batch_size)
-    batches = (write(model, preprocessor, rows[start : start + batch_size], max_new_tokens) for start in starts)
+    batches = (answer_batch(model, preprocessor, rows[start : start + batch_size], max_new_tokens) for start in starts)
     return [answer for batch in batches for answer in batch]
 
 
-def write(
-    model: PreTrainedModel, preprocessor: TextPreprocessor, rows: Sequence[list[int]], max_new_tokens: int
+def answer_batch(
+    model: PreTrainedModel, preprocessor: TextPreprocessor, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
-    """Return the greedy answers to prompts of ids, written as one batch, up to where the model ends them."""
+    """Return the greedy answers to prompts of token ids, generated as one batch, up to where the model ends them."""
     # A causal model goes on from the right end, so its padding stands on the left.
     inputs: dict[str, Any] = pad_inputs(
-        rows, padding_id(preprocessor.tokenizer), on_left=not preprocessor.is_encoder_decoder
+        prompts, padding_id(preprocessor.tokenizer), on_left=not preprocessor.is_encoder_decoder
     )
     model.eval()
     made = generate_ids(

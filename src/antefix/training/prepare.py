@@ -39,21 +39,22 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     examples = split_examples(recipe, wording_of(recipe))
     set_seed(recipe.seed)
     task = load_task(recipe, examples[0])
-    parts = [TokenizedExamples.of(part, task.preprocessor) for part in examples]
+    trained, held_out = (TokenizedExamples.of(part, task.preprocessor) for part in examples)
     if not recipe.truncation:
-        check_length(task.preprocessor, parts, recipe.max_length)
+        check_length(task.preprocessor, [trained, held_out], recipe.max_length)
     bank = task.attach()
     metadata = {"training": recipe.as_dict(), **task.metadata}
     bank.add(recipe.name, task.configure(recipe.prefix), tokenizer=task.preprocessor.tokenizer, metadata=metadata)
     room = Room(bank, recipe.name)
-    lengths, warnings = spreads(task.preprocessor, parts[0]), [_warn_of_one_prompt(parts[0]), task.warn(parts[0])]
+    lengths = spreads(task.preprocessor, trained)
+    warnings = [_same_prompt_warning(trained), task.warning(trained)]
     scores = _scores(recipe)
     if recipe.truncation:
-        parts, cut = cut_all(task.preprocessor, parts, min(recipe.max_length, room.most or recipe.max_length))
-        warnings.append(cut)
-    trained, held_out = parts
-    if recipe.truncation and "exact_match" in scores and room.most is not None:
-        held_out = cut_prompts(task.preprocessor, held_out, room.most)
+        max_length = min(recipe.max_length, room.max_tokens or recipe.max_length)
+        (trained, held_out), loss_of_text = cut_all(task.preprocessor, [trained, held_out], max_length)
+        warnings.append(loss_of_text)
+        if "exact_match" in scores and room.max_tokens is not None:
+            held_out = cut_prompts(task.preprocessor, held_out, room.max_tokens)
     task.check_room(room, trained)
     task.check_room(room, held_out, scores)
     _report(lengths, warnings, console)
@@ -66,8 +67,8 @@ def _scores(recipe: Recipe) -> tuple[str, ...]:
     return ("loss", "exact_match") if recipe.exact_match else ("loss",)
 
 
-def _warn_of_one_prompt(part: TokenizedExamples) -> str | None:
-    """Announce prompts that tell nothing of their rows, as those of a template without its braces do."""
+def _same_prompt_warning(part: TokenizedExamples) -> str | None:
+    """Return a sentence about prompts that are all the same, as those of a template without braces are, or None."""
     first = part.examples[0].prompt
     if not first or len(part.examples) == 1 or any(example.prompt != first for example in part.examples):
         return None

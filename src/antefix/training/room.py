@@ -20,8 +20,8 @@ class Room:
             self.num_virtual_tokens = dict.fromkeys((site.kind for site in prefix.sites), prefix.num_virtual_tokens)
 
     @property
-    def most(self) -> int | None:
-        """How many tokens fit into any stack that has a limit."""
+    def max_tokens(self) -> int | None:
+        """How many tokens fit behind the prefix into every stack that has a limit; None without a limit."""
         room = [limit - self.num_virtual_tokens.get(kind, 0) for kind, limit in self.limits.items()]
         return min(room, default=None)
 

@@ -54,8 +54,8 @@ class Task(Protocol):
     def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
         """Raise `ContextLengthError` for an example that passes the positions of the model, also when it is scored."""
 
-    def warn(self, part: TokenizedExamples) -> str | None:
-        """Return a sentence about examples that can teach nothing good."""
+    def warning(self, part: TokenizedExamples) -> str | None:
+        """Return a sentence about examples that can teach nothing good, or None."""
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the numbers of the examples that are scored together, as several right answers to one prompt."""

@@ -15,7 +15,7 @@ from antefix.errors import DataError
 from antefix.training.base import attach_writer, load_base
 from antefix.training.chats import in_chats
 from antefix.training.examples import Example
-from antefix.training.generation import decoded, write
+from antefix.training.generation import answer_batch, decoded
 from antefix.training.groups import group_equal
 from antefix.training.losses import answer_losses
 from antefix.training.metrics import ANSWER_METRICS, Metric, answer_metric, loss, perplexity
@@ -66,8 +66,8 @@ class Writing:
             shorten = f"the example {example.prompt[:60]!r} or the prefix"
             room.check(len(tokens.prompt), max(len(tokens.answer), most), shorten)
 
-    def warn(self, part: TokenizedExamples) -> str | None:
-        """Announce answers that the tokenizer cannot spell: they teach the prefix to write unknown tokens."""
+    def warning(self, part: TokenizedExamples) -> str | None:
+        """Return a sentence about answers that the tokenizer cannot spell, which teach unknown tokens, or None."""
         pairs = zip(part.examples, part.tokens, strict=True)
         lost = [example for example, tokens in pairs if not self.preprocessor.can_write(tokens.answer)]
         if not lost:
@@ -106,7 +106,7 @@ class Writing:
             written = mixed.run(
                 [[part.tokens[group[0]].prompt for group in groups] for part in parts],
                 length=len,
-                compute=lambda prompts: write(self.model, self.preprocessor, prompts, most),
+                compute=lambda prompts: answer_batch(self.model, self.preprocessor, prompts, most),
             )
             for metric_of, answers in zip(found, written, strict=True):
                 metric_of |= {name: answer_metric(name, answers, references) for name in asked}

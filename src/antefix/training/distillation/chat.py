@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from antefix.training.chats import Chats, in_chats
-from antefix.training.distillation.document import Chunk, before_all
+from antefix.training.distillation.document import Chunk, as_context
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.seeds import INSTRUCTIONS
 from antefix.training.distillation.teacher import Teacher
@@ -25,11 +25,11 @@ class ChatStudy:
     @property
     def longest_form(self) -> int:
         """How many tokens stand beside a chunk at most: an instruction and all that the chat template writes."""
-        return max(len(self._ids(before_all("") + INSTRUCTIONS[kind])) for kind in self.kinds)
+        return max(len(self._ids(as_context("") + INSTRUCTIONS[kind])) for kind in self.kinds)
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
         """Return those of `number` lessons about a chunk that can be used."""
-        text = before_all(chunk.text)
+        text = as_context(chunk.text)
         asking = [self._ids(text + INSTRUCTIONS[rng.choice(self.kinds)]) for _ in range(number)]
         asked = self.teacher.answer(asking, rng.getrandbits(63), stops_at_line_break=False)
         whole = [ids for ids in asked if self.teacher.ended(ids, stops_at_line_break=False)]

@@ -86,6 +86,6 @@ def num_covered(spans: Iterable[tuple[int, int]]) -> int:
     return covered
 
 
-def before_all(text: str) -> str:
-    """Return a text as it stands before what is written about it, a blank line between."""
+def as_context(text: str) -> str:
+    """Return a text as it stands before what is written about it, with a blank line in between."""
     return text.strip("\n") + "\n\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from antefix.training.distillation.document import Chunk, before_all
+from antefix.training.distillation.document import Chunk, as_context
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.seeds import OPENINGS
 from antefix.training.distillation.teacher import Teacher
@@ -22,7 +22,7 @@ class PlainStudy:
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
         """Return those of `number` lessons about a chunk that can be used."""
-        context = self.preprocessor.prompt_ids(before_all(chunk.text))
+        context = self.preprocessor.prompt_ids(as_context(chunk.text))
         openings = [OPENINGS[rng.choice(self.kinds)] for _ in range(number)]
         drafts = [Draft(context, self.preprocessor.prompt_ids(""), [], []) for _ in openings]
         is_whole = [True] * number

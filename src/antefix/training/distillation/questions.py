@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from antefix.errors import DataError
-from antefix.training.distillation.document import before_all
+from antefix.training.distillation.document import as_context
 from antefix.training.distillation.lessons import Draft, Lesson
 from antefix.training.distillation.teacher import Teacher
 from antefix.training.examples import Wording
@@ -64,7 +64,7 @@ class GivenQuestions:
 
     def _context(self, row: Row) -> list[int]:
         """Return the ids of a question as the teacher reads it, the document first."""
-        text = before_all(self.document) if self.document else ""
+        text = as_context(self.document) if self.document else ""
         return self.preprocessor.prompt_ids(self.wording.prompt(row, text))
 
     def _prompt(self, row: Row) -> list[int]:

@@ -78,11 +78,11 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
         kept.begin()
     started = time.monotonic()
     studied = _study(classroom.study, folder / LESSONS_NAME, console)
-    trained, held_out = _parts(studied)
+    trained, held_out = _split_lessons(studied)
     seconds = {"study": time.monotonic() - started}
     questions = classroom.eval_questions
-    measured_by = {"held_out": held_out, "questions": questions.lessons() if questions is not None else []}
-    before = classroom.measured(None, measured_by)
+    parts = {"held_out": held_out, "questions": questions.lessons() if questions is not None else []}
+    before = classroom.measured(None, parts)
     make_trainer = functools.partial(
         DistillationTrainer,
         classroom.bank,
@@ -99,10 +99,10 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
         kept.drop_checkpoints()
         raise DivergedError(f"{error} The lessons are kept: go on by --resume with the lower one.") from error
     seconds["training"] = time.monotonic() - started
-    after = classroom.measured(settings.name, measured_by)
+    after = classroom.measured(settings.name, parts)
     found = {
         **sizes(classroom, settings.name, studied),
-        **scores(measured_by, before, after, classroom.fits),
+        **scores(parts, before, after, classroom.fits),
         "seconds": seconds,
         "train_loss": history,
         "settings": settings.as_dict(),
@@ -121,7 +121,7 @@ def _study(study: Study, folder: Path, console: Console) -> list[Round]:
         return list(progress.track(rounds(study, folder), total=study.num_rounds, description="studying"))
 
 
-def _parts(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
+def _split_lessons(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
     """Return the lessons to train on, and those about every tenth question, or else every tenth, which are held out."""
     lessons = [lesson for one in studied for lesson in one.lessons]
     groups = group_to_draw_from(
