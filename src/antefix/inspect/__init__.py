@@ -1,4 +1,4 @@
-"""What a prefix holds and does: its file alone, and beside its base model what attention and loss make of it."""
+"""What a prefix holds, by its file alone, and what it does to the attention and loss of its base model."""
 
 from antefix.inspect.contents import Contents, contents
 from antefix.inspect.run import Inspection, inspect_recipe

@@ -1,4 +1,4 @@
-"""The prefix without one layer after the other: what each layer's part of it is worth."""
+"""The prefix without each of its layers in turn, which shows what each layer's part is worth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from antefix.sites import Site
 
 
 def without_each_layer(prefix: Prefix) -> dict[str, Prefix]:
-    """Return the prefix without each of its layers, by a name such as 'decoder 3'; none where it has one layer only."""
+    """Return the prefix without each of its layers, by names such as 'decoder 3'; empty if it has one layer only."""
     layers = dict.fromkeys((site.kind, site.layer) for site in prefix.sites)
     if len(layers) == 1:
         return {}

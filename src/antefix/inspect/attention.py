@@ -16,7 +16,7 @@ from antefix.sites import Kind, Site
 
 
 class AttentionShares:
-    """Sums up attention over batches; nothing of a batch is kept but one number a head and virtual token."""
+    """Sums up attention over batches, of which it keeps only one number per head and virtual token."""
 
     def __init__(self, prefix: Prefix) -> None:
         self._sites = prefix.sites
@@ -26,9 +26,9 @@ class AttentionShares:
 
     @contextmanager
     def watching(self, model: nn.Module, real: Mapping[Kind, Tensor]) -> Iterator[None]:
-        """Add what one forward of a batch attends to; the model's attention must be 'eager', and all rows in one use.
+        """Add the attention of one forward within; the model's must be 'eager', and all rows must use the prefix.
 
-        `real` tells for each kind of site which queries are those of real tokens, `(row, query)`.
+        `real` tells for each kind of site which queries are real tokens, `(row, query)`.
         """
         with ExitStack() as stack:
             for site in self._sites:

@@ -14,9 +14,10 @@ from antefix.sites import Site
 
 @dataclass(frozen=True)
 class Contents:
-    """What one prefix holds; norms are Euclidean, of one head's key or value, in the mean of the virtual tokens.
+    """What one prefix holds; `content` is `Prefix.content_hash()`.
 
-    `key_norms` and `value_norms` have one number a key/value head, by site path. `content` is `Prefix.content_hash()`.
+    `key_norms` and `value_norms` are Euclidean, averaged over the virtual tokens: one number per key/value head, by
+    site path.
     """
 
     num_virtual_tokens: int

@@ -13,9 +13,9 @@ from antefix.prefix import Prefix
 
 @dataclass(frozen=True)
 class Drift:
-    """For each virtual token the text it started as, and how far its keys and values are from there.
+    """For each virtual token, the text it started as, and how far its keys and values have moved since.
 
-    A distance is relative: the Euclidean length of the difference by that of the start, in the mean of the sites.
+    A distance is relative: the Euclidean norm of the difference over that of the start, averaged over the sites.
     """
 
     texts: Sequence[str]
@@ -24,7 +24,7 @@ class Drift:
 
 
 def drift(start: Prefix, now: Prefix, texts: Sequence[str]) -> Drift:
-    """Compare a prefix with what it started as; `texts` are the tokens of that, one a virtual token."""
+    """Compare a prefix with what it started as; `texts` has the text of each virtual token's start."""
     keys = [_distances(start.keys[site.path], now.keys[site.path]) for site in now.sites]
     values = [_distances(start.values[site.path], now.values[site.path]) for site in now.sites]
     return Drift(texts, torch.stack(keys).mean(0).tolist(), torch.stack(values).mean(0).tolist())

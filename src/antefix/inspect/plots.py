@@ -1,4 +1,4 @@
-"""Heatmaps that print and colour-blind readers keep apart: one ramp from dark to light, with its scale beside it."""
+"""Heatmaps that stay readable in print and to the colour-blind: one ramp from dark to light, and its scale."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def draw_heatmap(
     labels: tuple[str, str, str],
     path: Path,
 ) -> Path | None:
-    """Draw numbers by row and column to a PNG; None without matplotlib. `labels` are of rows, columns and numbers."""
+    """Draw numbers by row and column to a PNG; `labels` are those of rows, columns and numbers.
+
+    Returns the path; None without matplotlib.
+    """
     figure = new_figure(width=min(4 + 0.34 * len(columns), 14), height=min(1.6 + 0.28 * len(rows), 14))
     if figure is None:
         return None

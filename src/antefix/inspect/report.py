@@ -20,7 +20,7 @@ MAX_NAME_BYTES = 200
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for a name that would be another place than a file of the report's folder."""
+    """Raise `ConfigError` for a name that cannot be that of a file in the report's folder."""
     for name in names:
         if Path(name).name != name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
             raise ConfigError(f"the prefix is named {name!r}, which names no file; name it as NAME=FILE.")
@@ -95,5 +95,5 @@ def _numbers(count: int) -> list[str]:
 
 
 def _filled(rows: Sequence[Sequence[float]], width: int) -> list[list[float]]:
-    """Return rows of one width; where a layer has fewer heads, nothing is drawn."""
+    """Return rows of one width, filled up with NaN, which is not drawn, if a layer has fewer heads than others."""
     return [[*row, *[float("nan")] * (width - len(row))] for row in rows]

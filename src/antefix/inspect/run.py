@@ -1,4 +1,4 @@
-"""`inspect_recipe`: a prefix beside its base model and data, in one pass over the data that keeps none of it."""
+"""`inspect_recipe`: what a prefix does to its base model on data, in one pass that keeps none of the data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Inspection:
     """What a prefix does to a base model on data.
 
     `shares` has the mean share of attention `(head, token)` that real tokens give to each virtual token, by site path;
-    `losses` the loss in nats a token of the bare base, of the prefix, and of the prefix without each of its layers.
+    `losses` the loss, in nats per token, of the bare base, of the prefix, and of the prefix without each of its layers.
     """
 
     num_examples: int
@@ -51,9 +51,9 @@ class Inspection:
 
 
 def inspect_recipe(recipe: Recipe, prefix: Prefix, console: Console) -> Inspection:
-    """Run a prefix over the data of a recipe, with its model and wording; raises `AntefixError` for what does not fit.
+    """Run a prefix over a recipe's data, with its model and wording; raises `AntefixError` for what does not fit.
 
-    Attention is computed by the base's eager implementation, which tells its weights.
+    Attention is computed by the base's eager implementation, which returns its weights.
     """
     labels = shared_labels({WHOLE: prefix}) if recipe.task == "classification" else None
     if recipe.task == "classification" and labels is None:
@@ -95,9 +95,9 @@ def _watch(task: Task, bank: PrefixBank, part: TokenizedExamples, shares: Attent
 
 
 def _drift(task: Task, bank: PrefixBank, prefix: Prefix) -> Drift | None:
-    """Compare a prefix with the text it started as, where its recipe tells that it did.
+    """Compare a prefix with the text it started as; None if its recipe does not tell that it started from text.
 
-    Of one that was put together from others the recipe is that of the first, so nothing tells.
+    The recipe of a prefix that was composed of others is that of the first, so it tells nothing.
     """
     if "composition" in prefix.metadata:
         return None
@@ -122,7 +122,7 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 def _counted(batches: Iterable[list[Row]], console: Console) -> Iterator[list[Row]]:
-    """Show how many examples were read; how many there are, a stream does not tell."""
+    """Show how many examples were read; a stream does not tell how many there are."""
     with Progress(
         SpinnerColumn(), TextColumn("{task.completed:,} examples"), TimeElapsedColumn(), console=console, transient=True
     ) as progress:

@@ -12,12 +12,11 @@ from antefix.prefix import Prefix
 
 
 def similarity(first: Prefix, second: Prefix) -> float:
-    """Return linear CKA of the values' Gram matrices over the channels, from 0 to 1, in the mean of the sites.
+    """Return linear CKA of the values' Gram matrices over the channels, from 0 to 1, averaged over the sites.
 
-    Centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), not centred and with channels in the place of
-    examples: 1 where the values of both weigh the channels alike, up to a factor, in any order of the tokens, 0 where
-    they share none; long values count most.
-    Raises `PrefixMismatchError` where the prefixes have different sites.
+    This is centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414), but not centred and with channels in
+    place of examples: 1 if the values of both weigh the channels alike, up to a factor, in any order of the tokens, 0
+    if they share none; long values count most. Raises `PrefixMismatchError` if the prefixes have different sites.
     """
     if {site.path: site for site in first.sites} != {site.path: site for site in second.sites}:
         raise PrefixMismatchError("two prefixes stand at different sites, so they cannot be compared.")
@@ -26,7 +25,7 @@ def similarity(first: Prefix, second: Prefix) -> float:
 
 
 def similarities(prefixes: Sequence[Prefix]) -> list[list[float]]:
-    """Return the similarity of each prefix with each, as a symmetric matrix."""
+    """Return the similarity of each two prefixes, as a symmetric matrix."""
     table = [[1.0] * len(prefixes) for _ in prefixes]
     for one, other in combinations(range(len(prefixes)), 2):
         table[one][other] = table[other][one] = similarity(prefixes[one], prefixes[other])
@@ -34,7 +33,7 @@ def similarities(prefixes: Sequence[Prefix]) -> list[list[float]]:
 
 
 def _alignment(first: Tensor, second: Tensor) -> float:
-    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, which needs no channel by channel."""
+    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, without a matrix of channels by channels."""
     a, b = (tensor.double().transpose(0, 1).flatten(1) for tensor in (first, second))
     size = (a @ a.T).norm() * (b @ b.T).norm()
     return float((a @ b.T).square().sum() / size) if size > 0 else float(not a.any() and not b.any())

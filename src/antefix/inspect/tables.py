@@ -23,7 +23,7 @@ _TOLD = {
 
 
 def summary(name: str, found: Contents) -> Table:
-    """List, one row each, what a file holds."""
+    """Return what a file holds, one row per property."""
     kinds = {
         kind: sum(site.kind == kind for site in found.sites) for kind in dict.fromkeys(s.kind for s in found.sites)
     }
@@ -47,12 +47,12 @@ def summary(name: str, found: Contents) -> Table:
 
 
 def _escaped(setting: object) -> object:
-    """Write the line breaks of a template as a command line takes them."""
+    """Return the text of a template with the line breaks escaped, as a command line takes it."""
     return setting.replace("\\", "\\\\").replace("\n", "\\n") if isinstance(setting, str) else setting
 
 
 def _shapes(found: Contents) -> str:
-    """Say the shapes of key and value, once where all sites have the same."""
+    """Return the shapes of key and value, once if all sites have the same."""
     tokens = found.num_virtual_tokens
     shapes = (
         ((site.num_key_value_heads, tokens, site.key_dim), (site.num_key_value_heads, tokens, site.value_dim))
@@ -62,7 +62,7 @@ def _shapes(found: Contents) -> str:
 
 
 def norms(found: Contents) -> Table:
-    """Return norms by layer: the mean of the heads, and from the least to the greatest."""
+    """Return norms by layer: the mean over the heads, and their range."""
     rows = [
         (layer_name(site), *(_range(of[site.path]) for of in (found.key_norms, found.value_norms)))
         for site in found.sites
@@ -71,7 +71,7 @@ def norms(found: Contents) -> Table:
 
 
 def layers(held: Contents, found: Inspection) -> Table:
-    """Return by layer which share of attention the prefix gets, and what its part there is worth."""
+    """Return by layer the share of attention that the prefix gets, and the change of the loss without that layer."""
     whole = found.losses[WHOLE]
     rows = []
     for site in held.sites:
@@ -88,7 +88,7 @@ def losses(found: Inspection) -> Table:
 
 
 def tokens(found: Inspection) -> Table:
-    """Return the virtual tokens that get most attention, in the mean of all heads, and how far each has moved."""
+    """Return the virtual tokens that get most attention, averaged over all heads, and how far each has moved."""
     used = usage(found)
     order = sorted(range(len(used)), key=used.__getitem__, reverse=True)[:MAX_TOKENS]
     heading = ["token", "share of attention"]
@@ -101,13 +101,13 @@ def tokens(found: Inspection) -> Table:
 
 
 def usage(found: Inspection) -> list[float]:
-    """Return the share of attention that each virtual token gets, in the mean of all heads of all sites."""
+    """Return the share of attention that each virtual token gets, averaged over all heads of all sites."""
     by_site = torch.stack([share.mean(dim=0) for share in found.shares.values()])
     return list(by_site.mean(dim=0).tolist())
 
 
 def similar(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:
-    """Return the similarity of each prefix with each."""
+    """Return the similarity of each two prefixes."""
     return ("", *names), [(name, *(f"{number:.3f}" for number in row)) for name, row in zip(names, matrix, strict=True)]
 
 

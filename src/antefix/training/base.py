@@ -24,7 +24,7 @@ from antefix.training.tokens import TextPreprocessor
 def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTrainedModel, TextPreprocessor]:
     """Load a base model, causal or encoder-decoder, and what turns text into its ids; 'embedded' is the one inside.
 
-    Half precision on a GPU where the checkpoint has it, fp32 on a CPU. Raises `ConfigError` where it cannot be loaded.
+    Weights have the checkpoint's dtype on a GPU, fp32 on a CPU. Raises `ConfigError` if the model cannot be loaded.
     """
     with reporting_failure("model", name):
         is_encoder_decoder = bool(AutoConfig.from_pretrained(source_of(name)).is_encoder_decoder)
@@ -38,20 +38,20 @@ def load_base(name: str, answer_tokenizer: str | None = None) -> tuple[PreTraine
 
 
 def load_tokenizer(name: str, of: str = "tokenizer") -> PreTrainedTokenizerBase:
-    """Load a tokenizer, or that of a model; raises `ConfigError` where it cannot be loaded."""
+    """Load a tokenizer, or that of a model; raises `ConfigError` if it cannot be loaded."""
     with reporting_failure(of, name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source_of(name))
     return tokenizer
 
 
 def forget_added_padding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Have a tokenizer forget padding that was added to it and not to the base; any token that exists will do."""
+    """Remove a padding token that was added to the tokenizer but not to the base; any token that exists can pad."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= num_embeddings:
         tokenizer.pad_token = None
 
 
 def named(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Return a model that is known by the name it was asked for, not by the place where it was found."""
+    """Return the model with the name it was asked for by, in place of the path it was loaded from."""
     model.config.name_or_path = name
     return model
 
@@ -62,7 +62,7 @@ def loading_dtype() -> dict[str, Any]:
 
 
 def on_device(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model in evaluation mode on the GPU, where there is one."""
+    """Return the model in evaluation mode, on this process's GPU if there is one."""
     cast(Any, model).to(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
     model.eval()
     return model

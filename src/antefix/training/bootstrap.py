@@ -12,7 +12,7 @@ from antefix.training.metrics import Array, Metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of a metric between two systems, its 95 % interval, and the p-value of there being none."""
+    """The difference of a metric between two systems, its 95 % interval, and the p-value of no difference."""
 
     difference: float
     low: float
@@ -22,7 +22,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PairedBootstrap:
-    """Draws the examples anew, with replacement, and looks at what becomes of a difference (Koehn 2004)."""
+    """Resamples the examples with replacement, and computes the difference on each sample (Koehn 2004)."""
 
     num_resamples: int = 1000
     seed: int = 12345

@@ -19,9 +19,9 @@ from antefix.errors import ConfigError
 
 @contextmanager
 def calling_output_heads(model: PreTrainedModel, heads: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Compute a loss, and raise `ConfigError` where it did not call those heads, by path, that make the model's output.
+    """Compute a loss within; raises `ConfigError` if it did not call those heads that make the model's output.
 
-    Heads elsewhere may have no part in a batch, as a projector of images has none in text.
+    `heads` are modules by path. Others may have no part in a batch, as a projector of images has none in text.
     """
     called: set[str] = set()
 
@@ -43,7 +43,7 @@ def calling_output_heads(model: PreTrainedModel, heads: Mapping[str, nn.Module])
 
 
 def _makes_output(model: PreTrainedModel, path: str) -> bool:
-    """Tell whether a module of the model is its output layer, lies in it or around it."""
+    """Return whether a module of the model is its output layer, lies in it or around it."""
     output, module = model.get_output_embeddings(), model.get_submodule(path)
     if output is None:
         return False

@@ -52,7 +52,7 @@ with bank.use("prefix"):
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about: everything of a prefix but its tensors, which processes may hold in shards."""
+    """What a card is about: all of a prefix except its tensors, which processes may hold in shards."""
 
     sites: Sequence[Site]
     num_virtual_tokens: int
@@ -64,7 +64,7 @@ class Subject:
         return cls(prefix.sites, prefix.num_virtual_tokens, prefix.metadata)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return where the prefix stands, and what its head tells apart, as plain data."""
+        """Return the sites of the prefix, and the labels of its head, as plain data."""
         sites = [asdict(site) for site in self.sites]
         fingerprint = self.metadata.get("fingerprint")
         labels = {"labels": self.metadata["labels"]} if "labels" in self.metadata else {}
@@ -122,7 +122,7 @@ def _kinds(sites: Sequence[Site]) -> str:
 
 
 def _auto_class(base_class: str) -> str:
-    """Return the Auto class that loads a model class, or, where there is none, the class itself."""
+    """Return the Auto class that loads a model class, or the class itself if there is none."""
     known = {
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -149,7 +149,7 @@ def _training(state: TrainerState, args: TrainingArguments, datasets: Sequence[s
 
 
 def _results(state: TrainerState, args: TrainingArguments) -> str:
-    """Return the scores of what was kept: of the best step where that was loaded, else of the last evaluation."""
+    """Return the scores of what was kept: those of the best step if it was loaded, else of the last evaluation."""
     scored = [log for log in state.log_history if any(name.startswith("eval_") for name in log)]
     best = state.best_global_step if args.load_best_model_at_end else None
     step = best if best else max((log["step"] for log in scored), default=None)

@@ -42,7 +42,7 @@ class Chats:
         return self._render(messages, row[0], add_generation_prompt=True)
 
     def example(self, row: Row, context: str = "") -> Example:
-        """Return prompt and answer; raises `DataError` where the last message is not the assistant's."""
+        """Return prompt and answer; raises `DataError` if the last message is not the assistant's."""
         where = row[0]
         messages = self._messages(row, context)
         last = messages[-1]
@@ -58,12 +58,12 @@ class Chats:
         return Example(prompt, last["content"], whole[len(prompt) :])
 
     def ask(self, text: str) -> str:
-        """Return the prompt of a conversation that a user's message opens."""
+        """Return the prompt of a conversation that begins with this message of a user."""
         return self._render([{"role": "user", "content": text}], "the prompt", add_generation_prompt=True)
 
     @property
     def closing(self) -> str:
-        """What the template writes after an answer; nothing where it refuses a question with an answer."""
+        """What the template writes after an answer; empty if it refuses a question with an answer."""
         turn = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _ANSWER}]
         for messages in (turn, [{"role": "system", "content": "Say it."}, *turn]):  # which some templates demand
             with suppress(DataError):
@@ -98,7 +98,7 @@ class Chats:
 
 
 def in_chats(preprocessor: TextPreprocessor) -> TextPreprocessor:
-    """Return one for texts that its chat template wrote; raises `ConfigError` where its tokenizer has none."""
+    """Return a preprocessor for texts that the chat template wrote; raises `ConfigError` if there is no template."""
     return replace(preprocessor, adds_special_tokens=False, closing=Chats("messages", preprocessor.tokenizer).closing)
 
 

@@ -21,8 +21,8 @@ TRAINED_NAME = "trained.safetensors"
 class Trained:
     """The tensors of a model that training changes or starts from, by names that do not depend on the bank.
 
-    `prefix` are the modules that make the prefix; of `model` it is all other trainable parameters. `subject` tells in
-    plain data whose they are.
+    These are all tensors of the modules in `prefix`, which make the prefix, and all other trainable parameters of
+    `model`. `subject` tells in plain data which prefix of which model they belong to.
     """
 
     def __init__(self, model: nn.Module, prefix: Sequence[nn.Module], subject: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class Trained:
     def load(self, folder: Path) -> None:
         """Set the tensors to what a checkpoint kept of them.
 
-        Raises `PrefixFormatError` where there is no intact one, `ConfigError` where it was made by another training.
+        Raises `PrefixFormatError` if there is no intact one, `ConfigError` if another training made it.
         """
         try:
             metadata, kept = read_tensors(folder / TRAINED_NAME)
@@ -65,7 +65,7 @@ class Trained:
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for number, module in enumerate(self.prefix):
-            # With its buffers: what it starts from, which a text in another place would not give again.
+            # With its buffers: the start computed from a text, which need not come out the same on another machine.
             found |= {f"prefix.{number}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()}
         own = {id(tensor) for tensor in found.values()}
         others = {name: p for name, p in self.model.named_parameters() if p.requires_grad and id(p) not in own}
@@ -73,7 +73,7 @@ class Trained:
 
 
 def _difference(kept: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> str | None:
-    """Say what a checkpoint has otherwise than what is trained."""
+    """Return how the tensors of a checkpoint differ from those that are trained; None if they do not."""
     found, expected = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (kept, trained))
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):

@@ -71,8 +71,8 @@ class LabelPreprocessor:
 class Classification:
     """A base model with a head for `preprocessor.labels`; `heads` are the modules that a prefix trains copies of.
 
-    These are all that stands outside the headless base, and whatever else the checkpoint had no weights for, which
-    is drawn at random and so belongs to the prefix.
+    The heads are all modules outside the headless base, and whatever else the checkpoint had no weights for: that is
+    drawn at random, so it belongs to the prefix.
     """
 
     model: PreTrainedModel
@@ -82,10 +82,10 @@ class Classification:
 
     @classmethod
     def load(cls, name: str, labels: Sequence[str], in_order: bool = False) -> Classification:
-        """Load a base model with a head for these labels; raises `ConfigError` where it cannot be loaded.
+        """Load a base model with a head for these labels; raises `ConfigError` if it cannot be loaded.
 
-        They are numbered as the base numbers them, where it knows them all; `in_order` says that they have numbers
-        already, as those of a head in a prefix: a base that gives the same labels others is refused.
+        If the base knows all labels, they are numbered as it numbers them. `in_order` says that they are numbered
+        already, by the head in a prefix; then a base that numbers the same labels otherwise is refused.
         """
         if len(labels) < 2:
             raise DataError(f"a classification needs two labels or more; all examples have {labels[0]!r}.")
@@ -128,7 +128,7 @@ class Classification:
         return replace(config, trainable_modules=(*self.heads, *others))
 
     def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
-        """Raise `ContextLengthError` for a text that passes the positions of the model, `DataError` for one of none."""
+        """Raise `ContextLengthError` for a text longer than the model's positions, `DataError` for an empty one."""
         for example, tokens in zip(part.examples, part.tokens, strict=True):
             if not tokens.prompt:
                 raise DataError(
@@ -144,13 +144,13 @@ class Classification:
         return None
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return every example by itself: a text has one label."""
+        """Return a group for each example: a text has one label."""
         return [[number] for number in range(len(examples))]
 
     def measure(
         self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
     ) -> list[Measured]:
-        """Return metrics of the labels chosen, and their names."""
+        """Return metrics of the chosen labels, and the labels."""
         features = [part.features(self.preprocessor) for part in parts]
         scores = mixed.run(features, length=lambda one: len(one["input_ids"]), compute=self.logits)
         right = [one["labels"] for one in features[0]]
@@ -176,7 +176,7 @@ class Classification:
 
 
 def labels_of(examples: Sequence[Example]) -> list[str]:
-    """Return the labels that occur, sorted: as numbers where all are, else as text."""
+    """Return the labels that occur, sorted: as numbers if all are, else as text."""
     found = sorted({example.answer for example in examples})  # 1 and 01 are one number, and a set has no order
     return sorted(found, key=int) if all(label.isdecimal() and len(label) < 20 for label in found) else found
 

@@ -25,11 +25,10 @@ from antefix.training.tokens import TokenizedExamples
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found, by the name of the system; every other one is compared with the first.
+    """What was found, by the name of the system; every other system is compared with the first.
 
-    One prompt alone cannot be resampled, so nothing is compared by it.
-
-    `prompts` are the distinct ones, without a text before them, and `references` the answers that count as right.
+    There are no comparisons if there is one prompt only, as it cannot be resampled. `prompts` are the distinct ones,
+    without a text before them, and `references` the answers that count as right.
     """
 
     measured: Mapping[str, Measured]
@@ -47,7 +46,7 @@ def evaluate_recipe(
     max_new_tokens: int | None = None,
     bootstrap: PairedBootstrap = PairedBootstrap(),  # noqa: B008 - it is immutable
 ) -> Evaluation:
-    """Evaluate systems with these prefixes on the data, the model and the wording of a recipe.
+    """Evaluate systems with these prefixes on a recipe's data, with its model and wording.
 
     The labels of a classification are those that the prefixes were trained on, or else those of the data.
     """
@@ -72,7 +71,7 @@ def evaluate(
     batch_size: int = 16,
     bootstrap: PairedBootstrap = PairedBootstrap(),  # noqa: B008 - it is immutable
 ) -> Evaluation:
-    """Measure systems on the same rows, by all metrics of the task or those named.
+    """Measure systems on the same rows, by the metrics named or all those of the task.
 
     Rows of all systems are mixed in one batch. Raises `ConfigError` for a metric that the task does not have or that
     needs a library which is missing, `ContextLengthError` for a prompt that leaves no room.
@@ -109,6 +108,6 @@ def _compared(measured: Mapping[str, Measured], bootstrap: PairedBootstrap) -> d
 def score(
     task: Task, bank: PrefixBank, prefix: str | None, part: TokenizedExamples, metrics: Sequence[str], batch_size: int
 ) -> dict[str, float]:
-    """Return the figures of one system on encoded examples."""
+    """Return the figures of one system on tokenized examples."""
     (measured,) = task.measure([part], MixedBatches(bank, [prefix], batch_size), metrics)
     return {name: metric.value for name, metric in measured.metrics.items()}

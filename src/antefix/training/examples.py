@@ -1,4 +1,4 @@
-"""Examples as text, and what makes them of rows."""
+"""Examples as text, and what makes them from rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Example:
 
 @runtime_checkable
 class Wording(Protocol):
-    """Makes texts of rows; `context` is a text that comes before everything else in the prompt."""
+    """Makes examples from rows; `context` is a text that comes before everything else in the prompt."""
 
     def prompt(self, row: Row, context: str = "") -> str:
         """Return the prompt of a row, which need not have an answer."""

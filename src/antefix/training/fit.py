@@ -1,4 +1,4 @@
-"""Running a trainer of one prefix as settings say, with a bar on the terminal."""
+"""Running a trainer of one prefix by its settings, with a progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def fit(
     console: Console,
     checkpoint: Path | None = None,
 ) -> tuple[list[dict[str, float]], float]:
-    """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens a second.
+    """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens per second.
 
-    `checkpoint` is the folder of one to go on from.
+    Goes on from the folder `checkpoint`, if it is given.
     """
     progress = ProgressCallback(console, tokens_per_epoch)
     try:
@@ -42,10 +42,10 @@ def fit(
 
 
 class LogsWhatItSaves(TrainerCallback):
-    """Ends the mean of the logged loss at each checkpoint, so that a run resumed from there logs the same curve."""
+    """Logs the loss at each checkpoint, where its mean begins anew, so that a resumed run logs the same curve."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log where Trainer is about to save."""
+        """Log if Trainer is about to save."""
         control.should_log = control.should_log or control.should_save
 
 
@@ -70,10 +70,10 @@ def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
-            use_cpu=not torch.accelerator.is_available(),  # else processes on a CPU would not know of each other
+            use_cpu=not torch.accelerator.is_available(),  # else processes on a CPU would not find each other
             report_to="none",
         )
     except ImportError as error:
         raise ConfigError('training needs accelerate: pip install "antefix[train]".') from error
-    args._n_gpu = min(args.n_gpu, 1)  # a process has one GPU; of several, Trainer would make copies of the model
+    args._n_gpu = min(args.n_gpu, 1)  # Trainer would copy the model to further GPUs of this process
     return args

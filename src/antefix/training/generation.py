@@ -1,4 +1,4 @@
-"""The answers a model writes, with what the bank has in use."""
+"""The answers that a model writes, with whatever prefix its bank has in use."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _NO_HABITS: dict[str, Any] = {
 }
 """What a base's generation configuration may set besides the ids of its special tokens, all turned off.
 
-A penalty on repetition, for one, would count the words of a text in the prompt, but not those that a prefix stands for.
+A penalty on repetition, for example, would count the words of a text in the prompt, but not those of a prefix.
 """
 
 
@@ -84,7 +84,7 @@ def answer_batch(
 
 
 def decoded(model: PreTrainedModel, preprocessor: TextPreprocessor, answers: Sequence[Sequence[int]]) -> list[str]:
-    """Return answers of ids as text, up to where the model ends them."""
+    """Return answers, given as token ids, as text up to where the model ends them."""
     ends = ends_of(model) | preprocessor.ends
     written = [before_end(row, ends) for row in answers]
     return list(preprocessor.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
@@ -93,25 +93,25 @@ def decoded(model: PreTrainedModel, preprocessor: TextPreprocessor, answers: Seq
 def generate_ids(
     model: PreTrainedModel, ends: Collection[int], temperature: float = 0.0, top_p: float = 1.0, **arguments: Any
 ) -> Tensor:
-    """Call `model.generate`, to write the likeliest tokens or sample from all, until one of `ends`.
+    """Call `model.generate` to write the likeliest tokens, or to sample at a temperature, up to one of `ends`.
 
-    Of the base's generation configuration the ids of special tokens count, and nothing else.
+    Nothing counts of the base's generation configuration but the ids of special tokens.
     """
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    # Not every `PreTrainedModel` has it by its type.
+    # By its type, not every `PreTrainedModel` has it.
     generate = cast(Any, model).generate
     return cast(Tensor, generate(eos_token_id=sorted(ends) or None, **_NO_HABITS, **sampling, **arguments))
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:
-    """Return the ids that end a text as the base's generation configuration names them."""
+    """Return the ids that end a text according to the base's generation configuration."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {int(token) for token in listed if token is not None}
 
 
 def before_end(row: Sequence[int], ends: Collection[int]) -> list[int]:
-    """Return what stands before the first id that ends a text."""
+    """Return the ids before the first one that ends a text."""
     return list(row[: next((place for place, token in enumerate(row) if token in ends), len(row))])

@@ -11,10 +11,10 @@ from antefix.training.trainer import PrefixTrainer
 
 
 class LabelTrainer(PrefixTrainer):
-    """Train by the mean over the labels of a step, also where it takes batches with more of them and with fewer.
+    """Train by the mean loss over all labels of a step, even if its batches have different numbers of labels.
 
-    A mean of the means of batches, accumulated or on several processes, would weigh a label by the size of its batch.
-    Only some models divide by the number of labels that Trainer counts, and signatures do not tell which.
+    The mean of the batches' means, accumulated or on several processes, would give labels in smaller batches more
+    weight. Only some models divide by the number of labels that Trainer counts, and signatures do not tell which.
     """
 
     def __init__(self, *arguments: Any, **trainer_arguments: Any) -> None:
@@ -29,15 +29,15 @@ class LabelTrainer(PrefixTrainer):
         num_items_in_batch: Tensor | int | None = None,
         **also_unused: Any,
     ) -> Tensor:
-        """Return the mean over the labels of a batch, as the batch's share in the mean over all of its step."""
+        """Return what a batch adds to the mean loss over all labels of its step."""
         mean = self.batch_mean(model, inputs)
         if num_items_in_batch is None:
             return mean
         share = inputs["labels"].ne(IGNORED_LABEL).sum() / num_items_in_batch
-        # Processes take the mean of their gradients; labels counted over all of them want the sum.
+        # Processes average their gradients; if the labels are counted over all processes, the sum is wanted.
         return mean * (share * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1))
 
     def batch_mean(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the mean over the labels of a batch, by default the model's own loss."""
+        """Return the mean loss over the labels of a batch, by default the model's own."""
         loss: Tensor = super().compute_loss(model, inputs)
         return loss

@@ -9,12 +9,12 @@ import torch
 
 
 def is_main_process() -> bool:
-    """Tell whether this process speaks and writes for all."""
+    """Return whether this process prints and writes files for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def local_rank() -> int:
-    """Return which of its machine's processes this is, and so which GPU is its own."""
+    """Return the number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -24,9 +24,9 @@ def num_processes() -> int:
 
 
 def leave_group() -> None:
-    """End what connects the processes, which may otherwise abort when one ends before another."""
+    """Disconnect the processes, which might otherwise abort when one ends before another."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # What DDP holds of the group must go before it: PyTorch would end the group's thread while holding Python's
-        # lock, and that thread may be waiting for it.
+        # Whatever DDP holds of the group must be freed first: else PyTorch ends the group's thread while holding
+        # Python's lock, for which that thread may be waiting.
         gc.collect()
         torch.distributed.destroy_process_group()

@@ -11,19 +11,19 @@ from antefix.training.tokens import Preprocessor, TokenizedExamples, Tokens
 
 
 def spread(lengths: Sequence[int]) -> dict[str, int]:
-    """Return the median, the length that 95 % do not pass, and the longest."""
+    """Return the median, the 95th percentile, and the longest."""
     median, most = np.percentile(lengths, [50, 95], method="inverted_cdf")
     return {"median": int(median), "95%": int(most), "longest": max(lengths)}
 
 
 def spreads(preprocessor: Preprocessor, part: TokenizedExamples) -> dict[str, dict[str, int]]:
-    """Return the spread of the lengths of prompts, and of what else the examples are made of."""
+    """Return the spread of the lengths, in tokens, of each text that examples are made of, such as the prompt."""
     lengths = [preprocessor.lengths(tokens) for tokens in part.tokens]
     return {name: spread([one[name] for one in lengths]) for name in lengths[0]}
 
 
 def check_length(preprocessor: Preprocessor, parts: Sequence[TokenizedExamples], max_length: int) -> None:
-    """Raise `DataError`, with numbers, where examples are longer than `max_length`."""
+    """Raise `DataError` if examples are longer than `max_length` tokens."""
     lengths = [preprocessor.length(tokens) for part in parts for tokens in part.tokens]
     long = [number for number, length in enumerate(lengths) if length > max_length]
     if long:
@@ -38,7 +38,7 @@ def check_length(preprocessor: Preprocessor, parts: Sequence[TokenizedExamples],
 def cut_all(
     preprocessor: Preprocessor, parts: Sequence[TokenizedExamples], max_length: int
 ) -> tuple[list[TokenizedExamples], str | None]:
-    """Cut examples to `max_length`; return them, and where any was longer a sentence that says how much is lost."""
+    """Cut examples to `max_length` tokens; return them, and a sentence about what was lost if any was longer."""
     cut = [
         TokenizedExamples(part.examples, [preprocessor.cut(tokens, max_length) for tokens in part.tokens])
         for part in parts
@@ -59,7 +59,7 @@ def cut_all(
 
 
 def cut_prompts(preprocessor: Preprocessor, part: TokenizedExamples, max_length: int) -> TokenizedExamples:
-    """Cut prompts so far that the longest answer fits behind each, as one that is written may be as long."""
+    """Cut prompts until the longest answer fits behind each, as an answer that is generated may be as long."""
     longest = max((tokens.answer for tokens in part.tokens), key=len)
     cut = (preprocessor.cut(Tokens(tokens.prompt, longest), max_length).prompt for tokens in part.tokens)
     return TokenizedExamples(

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of the answers, in nats, with what the bank has in use."""
+"""Negative log-likelihoods of the answers, in nats, with whatever prefix the bank has in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of answers and labels, each as a figure over sums, so that any sample of the examples can be scored again."""
+"""Metrics of answers and labels, computed from sums over examples, so that any sample of them can be scored again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def title(metric: str) -> str:
 
 
 def show(metric: str, value: float, signed: bool = False) -> str:
-    """Return a figure of a metric, or a difference of two, with the digits that are worth reading."""
+    """Return a metric's value, or a difference of two, with as many digits as are worth reading."""
     return format(value, ("+" if signed else "") + _SHOWN[metric][1])
 
 
@@ -47,7 +47,7 @@ def show(metric: str, value: float, signed: bool = False) -> str:
 class Metric:
     """A metric as statistics `(example, statistic)` and the figure `(sample)` of their sums `(sample, statistic)`.
 
-    `signature` says how it was computed where a library has a way to say it.
+    `signature` says how the metric was computed, if its library has a way to say so.
     """
 
     statistics: Array
@@ -61,12 +61,12 @@ class Metric:
 
 
 def loss(losses: Array) -> Metric:
-    """Return the loss a token, in nats, of `(example, 2)`: an example's summed loss and number of tokens."""
+    """Return the loss per token, in nats, from `(example, 2)`: each example's summed loss and number of tokens."""
     return Metric(losses, _ratio)
 
 
 def perplexity(losses: Array) -> Metric:
-    """Return the exponential of the loss a token, of the same statistics."""
+    """Return the exponential of the loss per token, from the same statistics."""
     return Metric(losses, lambda sums: np.exp(_ratio(sums)))
 
 
@@ -91,7 +91,7 @@ def chrf(answers: Sequence[str], references: References) -> Metric:
 def rouge(name: str, answers: Sequence[str], references: References) -> Metric:
     """Return the mean F measure, 0 to 1, of 'rouge1', 'rouge2' or 'rougeL' with stemming (Lin 2004).
 
-    Of several references the one with the best F measure counts.
+    If there are several references, the best F measure counts.
     """
     scorer = _import_rouge()([name], use_stemmer=True)
     pairs = zip(answers, references, strict=True)

@@ -1,4 +1,4 @@
-"""Batches whose rows belong to several systems, each row with the prefix of its own."""
+"""Batches whose rows belong to several systems, each row with its system's prefix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class MixedBatches:
-    """Runs the items of several systems together; `prefixes` names for each system its prefix in the bank, or None."""
+    """Runs the items of several systems together; `prefixes` has the name of each system's prefix, or None."""
 
     bank: PrefixBank
     prefixes: Sequence[str | None]
@@ -26,7 +26,7 @@ class MixedBatches:
         length: Callable[[Item], int],
         compute: Callable[[list[Item]], Sequence[Result]],
     ) -> list[list[Result]]:
-        """Return what `compute` makes of each system's items, in their order; it is given batches of similar length."""
+        """Return what `compute` makes of each system's items, in their order; its batches are of similar length."""
         places = [(system, place) for system, those in enumerate(items) for place in range(len(those))]
         places.sort(key=lambda at: length(items[at[0]][at[1]]), reverse=True)
         found: dict[tuple[int, int], Result] = {}

@@ -23,7 +23,7 @@ from antefix.training.tokens import TokenizedExamples
 class Prepared:
     """All that training needs.
 
-    `scores` are the metrics to report, `lengths` those of the trained examples in tokens, before any was cut.
+    `scores` names the metrics to report; `lengths` are those of the trained examples, in tokens, before any was cut.
     """
 
     task: Task
@@ -35,7 +35,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
-    """Read, load and check everything a recipe names; raises `AntefixError` for whatever does not fit."""
+    """Read, load and check everything that a recipe names; raises `AntefixError` for whatever does not fit."""
     examples = split_examples(recipe, wording_of(recipe))
     set_seed(recipe.seed)
     task = load_task(recipe, examples[0])

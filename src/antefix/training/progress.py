@@ -14,7 +14,7 @@ from antefix.errors import DivergedError
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows a bar with loss, speed and time left, and keeps the speed for the report."""
+    """Shows a bar with loss, speed and time left, and keeps the speed, in tokens per second, for the report."""
 
     def __init__(self, console: Console, tokens_per_epoch: int) -> None:
         self.tokens_per_epoch = tokens_per_epoch
@@ -54,7 +54,7 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the latest loss; raises `DivergedError` where there is none any more."""
+        """Show the latest loss; raises `DivergedError` if it is NaN or infinite."""
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(float(logs["loss"])):
@@ -65,5 +65,5 @@ class ProgressCallback(TrainerCallback):
         self.progress.update(self.task, loss=f"{float(logs['loss']):.3f}")
 
     def close(self) -> None:
-        """Stop the bar, also when training was interrupted."""
+        """Stop the bar, even if training was interrupted."""
         self.progress.stop()

@@ -1,4 +1,4 @@
-"""A quantised base for Trainer and TRL, which take one only to train adapters of PEFT on it."""
+"""Training on a quantised base, which Trainer and TRL allow only for adapters of PEFT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def in_their_dtypes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Keep parameters in the precision they have: TRL casts whatever is trainable on a quantised base."""
+    """Keep the dtypes of parameters, as TRL casts whatever is trainable on a quantised base."""
     kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
     yield
     for parameter, data in kept:
@@ -21,7 +21,7 @@ def in_their_dtypes(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def trainable_although_quantized(model: Any) -> Iterator[None]:
-    """Let Trainer take a quantised base: it asks whether adapters of PEFT are there to be trained, and a prefix is."""
+    """Let Trainer take a quantised base, which it refuses unless adapters of PEFT are trained; a prefix is trained."""
     loaded = getattr(model, "_hf_peft_config_loaded", None)
     if loaded is None or not getattr(model, "is_quantized", False):
         yield

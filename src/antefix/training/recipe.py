@@ -26,13 +26,13 @@ TASKS = get_args(TaskName)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a prefix is trained; the defaults are the recommended ones. Raises `ConfigError` for what cannot be.
+    """How a prefix is trained; the defaults are recommended. Raises `ConfigError` for settings that cannot be.
 
     `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`; `messages` names
     the field of a conversation instead. With `task="classification"` the answer is a label. `data_config` and
     `data_split` choose from a dataset. Without `eval_data` or `eval_split`, a tenth of the examples, drawn by the seed,
-    is held out, at most 200. `num_examples` uses that many first examples. `truncation` cuts examples of more than
-    `max_length` tokens. `head_learning_rate` is that of modules trained beside the prefix.
+    is held out, at most about 200. `num_examples` uses only this many examples, the first ones. `truncation` cuts
+    examples of more than `max_length` tokens. `head_learning_rate` is that of modules trained beside the prefix.
     """
 
     model: str

@@ -1,7 +1,7 @@
 """`BareBase`: the base model without a prefix, as a model of its own that shares every weight.
 
-Preference training compares the model with a reference that stays as it was. Where only a prefix is trained, that
-reference is the same model with the prefix off, so a second copy in memory is one too many.
+Preference training compares the model with a reference that stays as it was. If only a prefix is trained, that
+reference is the same model with the prefix off, so no second copy is needed in memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from antefix.observation import evaluation_mode
 
 
 class BareBase(nn.Module):
-    """Compute what the model of a bank computes without a prefix, in evaluation mode; it has no parameters of its own.
+    """Computes what a bank's model computes without a prefix, in evaluation mode; it has no parameters of its own.
 
-    What it is asked beyond that, such as its config, the model answers; the modules in it come without a prefix, too.
+    Other attributes, such as its config, are the model's; modules among them are without a prefix, too.
     """
 
     def __init__(self, bank: PrefixBank, module: nn.Module | None = None) -> None:
         super().__init__()
-        # Past nn.Module, which would register the model and list its parameters a second time.
+        # Not by assignment, as nn.Module would register the model and list its parameters a second time.
         self.__dict__.update(bank=bank, module=bank.model if module is None else module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +37,7 @@ class BareBase(nn.Module):
             return cast(Any, self.module).generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the weights of the base model, by which TRL recognises a reference that it has met before."""
+        """Return the weights of the base model, by which TRL recognises a reference that it has seen before."""
         state = self.module.state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in state.items() if MODULE_NAME not in name.split(".")}
 

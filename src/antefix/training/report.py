@@ -17,7 +17,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def scores(evaluation: Evaluation) -> Table:
-    """Return one row a metric and one column a system."""
+    """Return one row per metric and one column per system."""
     systems = list(evaluation.measured.values())
     rows = [
         (title(name), *(show(name, system.metrics[name].value) for system in systems)) for name in systems[0].metrics
@@ -93,7 +93,7 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Return how much was evaluated, in a sentence."""
+    """Return a sentence that says how much was evaluated."""
     return f"{_count(evaluation.num_examples, 'example')}, {_count(len(evaluation.prompts), 'distinct prompt')}."
 
 

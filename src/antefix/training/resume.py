@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted: the folder tells by its settings whether it is the same run."""
+"""Going on with a run that was interrupted: the settings kept in its folder tell whether it is the same run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SETTINGS_NAME = "settings.json"
 
 
 class RunFolder:
-    """The folder of a run, whose settings are plain data; `files` names those of them that may be files or folders.
+    """The folder of a run, whose settings are plain data; `files` names the settings that may be files or folders.
 
-    A file's content belongs to the settings, as it could be another the next time, and so does the number of processes,
-    which share a batch between them. Where the folder lies does not. Settings named in `later` count from the first
-    checkpoint on.
+    The content of those counts as a setting, as it may change from one time to the next. So does the number of
+    processes, which share a batch between them, but not the path of the folder. Settings named in `later` only count
+    once there is a checkpoint.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any], files: Sequence[str], later: Sequence[str] = ()) -> None:
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end and not damaged since, if there is one."""
+        """The newest checkpoint that was written completely and has not been damaged since; None if there is none."""
         by_step = sorted(self._checkpoints, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
         return next(filter(_is_whole, by_step), None)
 
@@ -54,14 +54,14 @@ class RunFolder:
         return self._kept_in.exists()
 
     def check_own(self) -> None:
-        """Raise `ConfigError` where the folder cannot be one, or holds a run of another command."""
+        """Raise `ConfigError` if the path cannot be a folder, or holds a run of another command."""
         check_folder(self.path)
         kept = self._kept()
         if kept is not None and kept.get("command") != self._settings.get("command"):
             raise ConfigError(f"'{self.path}' holds a run of another command; remove the folder, or name another.")
 
     def check_free(self) -> None:
-        """Raise `ConfigError` where the folder cannot be one, or holds a run that waits to be resumed."""
+        """Raise `ConfigError` if the path cannot be a folder, or holds a run that could be resumed."""
         self.check_own()
         if self.is_begun and (checkpoint := self.checkpoint):
             kept = self._kept()
@@ -91,7 +91,7 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """Write down the settings, and drop the checkpoints of a finished run, which are not to be resumed from."""
+        """Write the settings, and remove the checkpoints of a finished run, which nothing shall be resumed from."""
         self.drop_checkpoints()
         write_atomically(self._kept_in, json.dumps(self._settings, indent=2).encode())
 
@@ -101,11 +101,11 @@ class RunFolder:
             shutil.rmtree(checkpoint)
 
     def end(self) -> None:
-        """Leave nothing to resume."""
+        """Remove the settings, so that there is nothing to resume."""
         self._kept_in.unlink(missing_ok=True)
 
     def _kept(self) -> dict[str, Any] | None:
-        """Return the settings of the folder's run, None where they cannot be read."""
+        """Return the settings of the folder's run; None if they cannot be read."""
         try:
             kept = json.loads(self._kept_in.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -113,7 +113,7 @@ class RunFolder:
         return kept if isinstance(kept, dict) else None
 
     def _differences(self, kept: dict[str, Any]) -> list[str]:
-        """Return the names of the settings that the folder's run has otherwise."""
+        """Return the names of the settings that differ from those of the folder's run."""
         return [name for name, value in self._settings.items() if kept.get(name) != value]
 
     @property
@@ -127,13 +127,13 @@ class RunFolder:
 
 
 def unfinished(folder: str) -> Path | None:
-    """Return the newest checkpoint of a run that was interrupted in a folder, if there is one."""
+    """Return the newest checkpoint of an interrupted run in a folder; None if there is none."""
     run = RunFolder(folder, {}, ())
     return run.checkpoint if run.is_begun else None
 
 
 def _hash(path: Path) -> str:
-    """Return the hash of a file, or of all files in a folder with their names there."""
+    """Return the hash of a file, or of all files in a folder with their paths in it."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -145,9 +145,9 @@ def _hash(path: Path) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether all of a checkpoint was written, of which Trainer's state comes last, and reads as it was written.
+    """Return whether a checkpoint was written completely, which ends with Trainer's state, and has not been damaged.
 
-    What torch saves is a zip archive, whose checksums tell without unpickling anything.
+    What torch saves is a zip archive, whose checksums can be tested without unpickling anything.
     """
     try:
         for file in (path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")):

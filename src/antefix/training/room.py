@@ -1,4 +1,4 @@
-"""`Room`: whether prompts and answers fit, behind a prefix, into the positions of a base model."""
+"""`Room`: whether prompts and answers fit behind a prefix into the positions of a base model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from antefix.sites import Kind
 
 
 class Room:
-    """The positions that a bank's base model has, and those of them that a prefix takes; without a name, none."""
+    """The positions that a bank's base model has, and how many a prefix takes; none if no prefix is named."""
 
     def __init__(self, bank: PrefixBank, name: str | None = None) -> None:
         self.limits = bank.limits
@@ -26,7 +26,7 @@ class Room:
         return min(room, default=None)
 
     def check(self, prompt: int, answer: int, shorten: str) -> None:
-        """Raise `ContextLengthError`, which ends in what to `shorten`, for numbers of tokens that do not fit."""
+        """Raise `ContextLengthError`, which says what to `shorten`, if so many tokens do not fit."""
         needed: dict[Kind, dict[str, int]] = {self.kind: {"prompt": prompt, "answer": answer}}
         if self.is_encoder_decoder:  # it reads the prompt in one stack and writes the answer in the other
             needed = {"encoder": {"prompt": prompt}, "decoder": {"answer": answer}}

@@ -21,7 +21,7 @@ TABLES = ("csv", "jsonl", "json", "parquet")
 
 
 def is_table(path: Path) -> bool:
-    """Tell by its name whether a file holds rows with fields."""
+    """Return whether a file has rows with fields, judging by its name."""
     return _suffix(path) in TABLES
 
 
@@ -35,7 +35,7 @@ def read_rows(
 def stream_rows(
     source: str | Path, limit: int | None = None, config: str | None = None, split: str | None = None
 ) -> Iterator[Row]:
-    """Yield rows, at most `limit` of them, as `(where, fields)`, and keep none.
+    """Yield rows, at most `limit` of them, without keeping any.
 
     `source` is a file of JSON Lines, CSV (either may be gzipped) or Parquet, a folder that `Dataset.save_to_disk` or
     `DatasetDict.save_to_disk` wrote, or a dataset of the hub, which `config` and `split` choose from as in
@@ -100,7 +100,7 @@ def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
     reader = csv.DictReader(lines, strict=True)
     csv.field_size_limit(2**31 - 1)  # the module's own is 131,072, and a field may be a document
     try:
-        # It would take a blank line for a header without columns.
+        # DictReader itself would take a blank line for a header without columns.
         reader.fieldnames = next((row for row in reader.reader if "".join(row).strip() or len(row) > 1), None)
         names = reader.fieldnames or ()
         if len(set(names)) < len(names):

@@ -26,7 +26,7 @@ from antefix.training.trainer import FILE_NAME
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the prefix lies and how it did; `metrics` is also in `metrics.json`."""
+    """The files of a training, and how the prefix did; `metrics` are also in `metrics.json`."""
 
     prefix_path: Path
     metrics_path: Path
@@ -35,12 +35,12 @@ class TrainingResult:
 
 
 def train(recipe: Recipe, console: Console | None = None, resume: bool = False) -> TrainingResult:
-    """Train a prefix as a recipe says; nothing is written before data, templates and model are known to fit.
+    """Train a prefix by a recipe; nothing is written before data, templates and model are known to fit.
 
-    `resume` goes on with an interrupted run of the same recipe, from its last checkpoint, to the same prefix. Under
-    `torchrun` or `accelerate launch`, `batch_size` is that of each process, and the first one writes.
+    `resume` goes on from the last checkpoint of an interrupted run of the same recipe, and ends with the same prefix.
+    Under `torchrun` or `accelerate launch`, `batch_size` is that of each process, and the first one writes the files.
     Raises `AntefixError` for bad settings, data or models, `ConfigError` for a folder that holds another run to resume.
-    An interrupt leaves the last checkpoint in `<output>/checkpoint-<step>` and goes on as `KeyboardInterrupt`.
+    An interrupt leaves the last checkpoint in `<output>/checkpoint-<step>` and is raised as `KeyboardInterrupt`.
     """
     console = console or Console(stderr=True, quiet=not is_main_process())
     kept = folder_of(recipe)
@@ -72,7 +72,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     num_tokens = sum(len(one["input_ids"]) for one in features)
     try:
         history, speed = fit(make_trainer, recipe, num_tokens, console, checkpoint)
-    except DivergedError:  # as it would again
+    except DivergedError:  # it would diverge again if it were resumed
         kept.end()
         raise
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
@@ -94,7 +94,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
 
 
 def folder_of(recipe: Recipe) -> RunFolder:
-    """Return the folder of a training, as that of this recipe."""
+    """Return the folder in which a recipe's training runs."""
     return RunFolder(recipe.output, {"command": "train", **recipe.as_dict()}, ("data", "eval_data"))
 
 

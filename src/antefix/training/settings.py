@@ -1,4 +1,4 @@
-"""Settings of a run, as files and flags give them, made into what they are settings of."""
+"""Settings of a run from files and flags: read, checked, and made into a dataclass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `ConfigError` where a path cannot be a folder to write into, because there is a file on its way."""
+    """Raise `ConfigError` if a path cannot be a folder to write into, such as one below a file."""
     nearest = next(part for part in (path, *path.absolute().parents) if part.exists())
     if path.is_file():
         raise ConfigError(f"output is '{path}', which is a file; name a folder.")
@@ -41,7 +41,7 @@ def check_folder(path: Path) -> None:
 
 
 def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with those that are given, not None, in their place; `prefix` is taken setting by setting."""
+    """Return settings with overrides, if not None, in their place; those of `prefix` are taken one by one."""
     prefix = settings.get("prefix") or {}
     if not isinstance(prefix, Mapping):
         raise ConfigError("'prefix' in a recipe must be a mapping of PrefixConfig's settings to values.")
@@ -50,7 +50,7 @@ def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
 
 
 def build(cls: type[Any], settings: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> Any:
-    """Return a dataclass of settings; raises `ConfigError` for one that it does not have or that is missing."""
+    """Return a dataclass of settings; raises `ConfigError` for a setting that it does not have or that is missing."""
     known = {item.name: item for item in fields(cls)}
     unknown = [name for name in settings if name not in known]
     if unknown:
@@ -65,9 +65,9 @@ def build(cls: type[Any], settings: Mapping[str, Any], where: str, required: Seq
 
 
 def check_types(settings: Any, but: Sequence[str] = ()) -> None:
-    """Make each field of a frozen dataclass of the type it is declared as; raises `ConfigError` where that cannot be.
+    """Convert each field of a frozen dataclass to its declared type; raises `ConfigError` if that is not possible.
 
-    YAML reads 1e-3 as text, so a number may come as one.
+    YAML reads 1e-3 as text, so a number may be given as text.
     """
     for setting in fields(settings):
         if setting.name not in but:
@@ -91,7 +91,7 @@ def check_at_least(least: float, settings: Any, *names: str) -> None:
 
 
 def check_share(settings: Any, *names: str) -> None:
-    """Raise `ConfigError` unless each of these settings is a share, from 0 up to, and not with, 1."""
+    """Raise `ConfigError` unless each of these settings is at least 0 and below 1."""
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be at least 0 and below 1.")

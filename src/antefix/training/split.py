@@ -1,4 +1,4 @@
-"""Which examples are trained on and which are held out, to score by."""
+"""Which examples are trained on, and which are held out to score on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from antefix.training.rows import read_rows
 def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], list[Example]]:
     """Return the examples to train on and those held out: others that the recipe names, or a tenth of its data.
 
-    Raises `DataError` for data that cannot be read or worded, or is too little to hold some out.
+    Raises `DataError` for data that cannot be read or worded, or is too little to hold any out.
     """
     rows = read_rows(recipe.data, recipe.num_examples, recipe.data_config, recipe.data_split)
     if recipe.eval_data is not None:
@@ -27,7 +27,7 @@ def split_examples(recipe: Recipe, wording: Wording) -> tuple[list[Example], lis
 
 
 def _drawn(examples: list[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
-    """Draw by the seed, as data may have a period of its own; several answers to one prompt stay together."""
+    """Hold out examples at random, as data may be periodic; all answers to one prompt stay together."""
     if len(examples) < MIN_TO_DRAW_FROM:
         of = f"the {len(examples)} examples of '{recipe.data}'"
         of += "" if recipe.num_examples is None else " (num_examples)"
@@ -41,7 +41,7 @@ def _drawn(examples: list[Example], recipe: Recipe) -> tuple[list[Example], list
 
 
 def _with_every_label(trained: list[Example], held_out: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Train on those held-out examples, too, whose label no other has; all labels are to be learned."""
+    """Move held-out examples whose label no other has to the trained ones, as all labels are to be learned."""
     known = {example.answer for example in trained}
     moved = [example for example in held_out if example.answer not in known]
     kept = [example for example in held_out if example.answer in known]

@@ -15,12 +15,12 @@ from antefix.training.recipe import Recipe
 from antefix.training.templates import unescape
 
 SHARED_SETTINGS = ("model", "task", "prompt", "answer", "messages", "answer_tokenizer")
-"""What all systems of an evaluation have in common, and a prefix's recipe tells."""
+"""The settings that all systems of an evaluation have in common, and that a prefix's recipe tells."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is evaluated: a base model with a prefix of its bank, or none, and with a text before each prompt."""
+    """What is evaluated: a base model, with or without a prefix of its bank, and with a text before each prompt."""
 
     name: str
     prefix: str | None = None
@@ -28,10 +28,11 @@ class System:
 
 
 def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
-    """Read prefixes of `FILE` or `NAME=FILE`; without a name, that of the file, or of the folder of prefix.safetensors.
+    """Read prefixes given as `FILE` or `NAME=FILE`, by name.
 
-    Raises `ConfigError` for two of the same name or one without, `PrefixFormatError` for what is no prefix file, or a
-    damaged one.
+    Without a name, a prefix is named after its file, or, if that is `prefix.safetensors`, after the file's folder.
+    Raises `ConfigError` for two prefixes of the same name or an empty name, `PrefixFormatError` for a file that is no
+    intact prefix file.
     """
     prefixes: dict[str, Prefix] = {}
     for argument in given:
@@ -48,15 +49,15 @@ def read_prefixes(given: Sequence[str]) -> dict[str, Prefix]:
 
 
 def read_texts(given: Sequence[str]) -> list[System]:
-    r"""Return a system for each text, which is given itself, \n a line break, or as the file it stands in."""
+    r"""Return a system for each text, which is given literally, with \n for a line break, or as the name of a file."""
     texts = [_read_text(text) for text in given]
     return [System("text" if len(texts) == 1 else f"text {n}", text=text) for n, text in enumerate(texts, start=1)]
 
 
 def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, Any]) -> Recipe:
-    """Return what to evaluate by: the settings given, and for those that are None what all prefixes were trained with.
+    """Return the recipe to evaluate by: the settings given, and in place of None those all prefixes were trained with.
 
-    Raises `ConfigError` where they were trained with different ones, or nothing tells.
+    Raises `ConfigError` if the prefixes were trained with different settings, or do not tell.
     """
     settings = {name: value for name, value in given.items() if value is not None}
     replaced = {"messages"} if {"prompt", "answer"} & set(settings) else set()
@@ -72,9 +73,9 @@ def recipe_for(data: str, prefixes: Mapping[str, Prefix], given: Mapping[str, An
 
 
 def shared_labels(prefixes: Mapping[str, Prefix]) -> list[str] | None:
-    """Return the labels that prefixes were trained to choose from, in the order of their heads.
+    """Return the labels that all prefixes were trained to choose from, in the order of their heads; None without any.
 
-    Raises `ConfigError` where these differ, or where a prefix has a head and does not tell.
+    Raises `ConfigError` if the labels differ, or if a prefix has a head and does not tell its labels.
     """
     for name, held in prefixes.items():
         if held.modules and "labels" not in held.metadata:

@@ -46,21 +46,21 @@ class Task(Protocol):
         """What a prefix of this task keeps in its metadata."""
 
     def attach(self) -> PrefixBank:
-        """Attach to the base model; raises `UnsupportedModelError` where it cannot do the task."""
+        """Attach to the base model; raises `UnsupportedModelError` if it cannot do the task."""
 
     def configure(self, config: PrefixConfig) -> PrefixConfig:
-        """Return the configuration of a prefix with what the task needs to be trained beside it."""
+        """Return the configuration of a prefix, with the modules that the task needs trained beside it."""
 
     def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
-        """Raise `ContextLengthError` for an example that passes the positions of the model, also when it is scored."""
+        """Raise `ContextLengthError` for an example that does not fit, as it is or scored by `metrics`."""
 
     def warning(self, part: TokenizedExamples) -> str | None:
         """Return a sentence about examples that can teach nothing good, or None."""
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return the numbers of the examples that are scored together, as several right answers to one prompt."""
+        """Return the places of examples that are scored together, such as several right answers to one prompt."""
 
     def measure(
         self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
     ) -> list[Measured]:
-        """Return what was measured of each system, whose examples are one of `parts`."""
+        """Return what was measured of each system; each has its own of `parts` for its examples."""

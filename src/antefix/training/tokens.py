@@ -1,4 +1,4 @@
-"""Examples as token ids, as a causal model or an encoder-decoder learns to write their answers, and batches of them."""
+"""Examples as token ids, the way a causal model or an encoder-decoder learns from them, and batches of them."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Preprocessor(Protocol):
         """The tokenizer of the base model."""
 
     def tokenize(self, example: Example) -> Tokens:
-        """Return the ids of an example, however many they are."""
+        """Return the ids of an example, whatever its length."""
 
     def length(self, tokens: Tokens) -> int:
-        """Return how many tokens the longest sequence has that the model reads or writes for an example."""
+        """Return the length in tokens of the longest sequence that the model reads or writes for an example."""
 
     def lengths(self, tokens: Tokens) -> dict[str, int]:
-        """Return the lengths of the texts that an example is made of, by what they are."""
+        """Return the length in tokens of each text that an example is made of, such as the prompt."""
 
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
-        """Return as much of an example as has this length."""
+        """Return an example cut to at most this length."""
 
     def features(self, tokens: Tokens) -> dict[str, Any]:
         """Return what the model is given for an example: `input_ids` and `labels`."""
@@ -73,7 +73,7 @@ class TokenizedExamples:
 class TextPreprocessor:
     """Tokenizes prompts and answers for a causal model or an encoder-decoder.
 
-    Texts that a chat template wrote hold their special tokens already: there, `adds_special_tokens` is False, and
+    Texts that a chat template wrote have their special tokens already: for those, `adds_special_tokens` is False, and
     `closing` is what the template writes after an answer.
     """
 
@@ -85,7 +85,7 @@ class TextPreprocessor:
 
     @property
     def ends(self) -> set[int]:
-        """The ids that end an answer as examples teach it: the end-of-text token, in a chat the one that closes it."""
+        """The ids that end an answer in the examples: the end-of-text token, and in chats what closes a turn."""
         added = self.answer_tokenizer.added_tokens_decoder
         special = {token for token, text in added.items() if not str(text).isspace()}  # answers have blank lines, too
         special.update(self.answer_tokenizer.all_special_ids)
@@ -94,7 +94,7 @@ class TextPreprocessor:
         return {int(token) for token in ends if token is not None}
 
     def tokenize(self, example: Example) -> Tokens:
-        """Return the ids of prompt and answer; raises `DataError` for an answer that has none."""
+        """Return the ids of prompt and answer; raises `DataError` for an answer without tokens."""
         if example.completion is not None:
             answer = list(self.answer_tokenizer(example.completion, add_special_tokens=False)["input_ids"])
         elif self.is_encoder_decoder:
@@ -108,7 +108,7 @@ class TextPreprocessor:
         return Tokens(self.prompt_ids(example.prompt), answer)
 
     def length(self, tokens: Tokens) -> int:
-        """Return the length of prompt and answer together, or for an encoder-decoder of the longer one."""
+        """Return the length of prompt and answer together, or, for an encoder-decoder, of the longer one."""
         prompt, answer = len(tokens.prompt), len(tokens.answer)
         return max(prompt, answer) if self.is_encoder_decoder else prompt + answer
 
@@ -119,9 +119,9 @@ class TextPreprocessor:
     def cut(self, tokens: Tokens, max_length: int) -> Tokens:
         """Return an example cut to a length.
 
-        A causal model keeps the opening token and the end of its prompt, which the answer goes on from; only what is
-        left of an answer that is too long on its own is cut at the end. An encoder-decoder reads the beginning of its
-        prompt. A closing token that the tokenizer put there stays.
+        A causal model keeps the opening token and the end of its prompt, from which the answer goes on; only an answer
+        that is too long by itself is cut, at its end. An encoder-decoder keeps the beginning of its prompt, and a
+        closing token that the tokenizer put there.
         """
         if self.is_encoder_decoder:
             return Tokens(cut_end(tokens.prompt, max_length, self.tokenizer), tokens.answer[:max_length])
@@ -132,7 +132,7 @@ class TextPreprocessor:
         return Tokens(opening + rest[max(len(rest) - room, 0) :], answer)
 
     def features(self, tokens: Tokens) -> dict[str, Any]:
-        """Return `input_ids` and `labels`; a causal model's prompt has none, nor has the first token of all."""
+        """Return `input_ids` and `labels`; in a causal model, neither the prompt nor the first token has a label."""
         if self.is_encoder_decoder:
             return {"input_ids": tokens.prompt, "labels": tokens.answer}
         ids, unlabelled = tokens.prompt + tokens.answer, max(len(tokens.prompt), 1)
@@ -153,7 +153,7 @@ class TextPreprocessor:
         return unknown is None or unknown == end or unknown not in answer
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, with the tokenizer's opening token; a causal model's goes on from there."""
+        """Return the ids of a prompt with the tokenizer's special tokens, but for a causal model none that end it."""
         ids = list(self.tokenizer(prompt, add_special_tokens=self.adds_special_tokens)["input_ids"])
         is_ended = ids[-1:] == [_end_of_text(self.tokenizer)]
         if self.adds_special_tokens and not self.is_encoder_decoder and is_ended and _closes_texts(self.tokenizer):
@@ -170,31 +170,31 @@ def pad_inputs(rows: Sequence[Sequence[int]], pad_token_id: int, on_left: bool =
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, on_left: bool = False) -> Tensor:
-    """Return rows of ids as one tensor `(row, token)`, shorter ones filled up on the right or on the left."""
+    """Return rows of ids as one tensor `(row, token)`, padded on the right or on the left."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return pad_sequence(tensors, True, value, padding_side="left" if on_left else "right")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id to pad with; any will do where a mask hides it."""
+    """Return an id to pad with; any will do, as a mask hides it."""
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(found) if found is not None else 0
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id that ends a text; a tokenizer as BERT's has no other than the one that separates two."""
+    """Return the id that ends a text; tokenizers such as BERT's only have the one that separates two texts."""
     found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return None if found is None else int(found)
 
 
 def _closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer ends a text with a token of its own, which may be the one that opens texts, too."""
+    """Return whether a tokenizer ends a text with a special token, which may be the one that opens texts, too."""
     whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
     return bool(whole[len(whole) - len(bare) :] != bare)
 
 
 def cut_end(ids: list[int], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the first ids, and where the tokenizer closed a longer text with a token of its own, that one last."""
+    """Return the first ids; if the tokenizer closed a longer text with a special token, that one is the last."""
     if len(ids) <= max_length or ids[-1] not in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         return ids[:max_length]
     return [*ids[: max_length - 1], ids[-1]]

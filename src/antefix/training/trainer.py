@@ -31,14 +31,14 @@ FILE_NAME = "prefix.safetensors"
 class PrefixTrainer(Trainer):
     """Train one prefix of a bank, and with it the adapters of a `PeftModel` that are trainable.
 
-    `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it where the model is a `PeftModel`. Checkpoints
-    hold that, the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
+    `save_model` writes `prefix.safetensors`, and a LoRA adapter beside it if the model is a `PeftModel`. Checkpoints
+    also hold the tensors that are trained, optimiser, schedule and random state, so training resumes from them.
     It is a mixin as well: `class PrefixDPOTrainer(PrefixTrainer, DPOTrainer)` saves prefixes, and takes the model
-    without its prefix for the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
-    classifier's head, which wants a far lower one; without it they train as all the rest. `trainer_arguments` are those
-    of the trainer, whose `model` is the bank's. Raises `ConfigError` for a prefix that cannot train, for a model that
-    is not the bank's, where something is trained that would not be saved, and where no reference is given and the base
-    is none, because it is trained itself.
+    without its prefix as the reference. `head_learning_rate` is that of modules trained beside the prefix, such as a
+    classifier's head, which needs a far lower one; without it they train at the prefix's. `trainer_arguments` are those
+    of the trainer, whose `model` is the bank's by default. Raises `ConfigError` if the prefix cannot be trained, if the
+    model is not the bank's, if something is trained that would not be saved, and if the base is needed as the reference
+    but is trained itself.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PrefixTrainer(Trainer):
         self._check_trained()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the optimiser as `Trainer` does, with a group of its own for what has a learning rate of its own."""
+        """Make the optimiser as `Trainer` does, and set heads apart in groups with their own learning rate."""
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.head_learning_rate is not None:
@@ -90,12 +90,12 @@ class PrefixTrainer(Trainer):
             return super().train(*args, **kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the trainer does; raises `ConfigError` for one that leaves out a trained output layer."""
+        """Compute the loss as the trainer does; raises `ConfigError` if it bypasses a trained output layer."""
         if self._calls_heads:
             return super().compute_loss(*args, **kwargs)
         with calling_output_heads(self.bank.model, self.bank.heads(self.prefix_name)):
             loss = super().compute_loss(*args, **kwargs)
-        self._calls_heads = True  # what was compiled meanwhile keeps the hooks that watched it
+        self._calls_heads = True  # watch once only: a model compiled meanwhile keeps the hooks
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -109,7 +109,10 @@ class PrefixTrainer(Trainer):
             return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the prefix, on every process, as each may hold a shard of it; raises `DivergedError` for no numbers."""
+        """Write the prefix; every process must call this, as each may hold a shard.
+
+        Raises `DivergedError` if the prefix holds NaN or infinite numbers.
+        """
         folder = Path(output_dir or self.args.output_dir or ".")
         prefix = self.bank.prefix(self.prefix_name)
         model: Any = self._whole_model
@@ -165,9 +168,10 @@ class PrefixTrainer(Trainer):
 
     @property
     def _made_reference(self) -> bool:
-        """Whether the trainer chose its reference: the base as its name is loaded, which need not be as it is here.
+        """Whether the trainer chose its own reference, which is wrong here.
 
-        Or of a PeftModel this model with the adapters off, which leaves the prefix on.
+        It loads the base anew by its name, though this one may differ from that; or, for a PeftModel, it takes the
+        model with the adapters off, which leaves the prefix on.
         """
         found = getattr(self, "ref_model", self)
         has_adapters_off = found is None and _is_peft_model(self._whole_model)
@@ -181,7 +185,7 @@ class PrefixTrainer(Trainer):
         self.bank.requires_grad_(self.prefix_name)
 
     def _check_arguments(self) -> None:
-        """Refuse ways of training that no prefix goes along with."""
+        """Refuse ways of training that do not work with a prefix."""
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"one process has {self.args.n_gpu} GPUs, and Trainer would copy the model to each, where no prefix "
@@ -194,7 +198,7 @@ class PrefixTrainer(Trainer):
             )
 
     def _check_trained(self) -> None:
-        """Refuse what would be trained and not saved, or not trained at all."""
+        """Refuse parameters that would be trained but not saved, or not trained at all."""
         model = self._whole_model
         if not any(module is self.bank.model for module in model.modules()):
             raise ConfigError(f"the {type(model).__name__} that is to be trained is not the model of this bank.")
@@ -234,14 +238,14 @@ class PrefixTrainer(Trainer):
             return
         from accelerate.utils import save_fsdp_optimizer
 
-        # Trainer would write the shards of the base model, too.
+        # Trainer's own method would write the shards of the base model, too.
         plugin: Any = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer uploads the output folder, and puts there what it knows by name.
+        # Trainer uploads the output folder, and copies into it only files whose names it knows.
         if self.is_world_process_zero():
             shutil.copy(Path(checkpoint_folder) / FILE_NAME, Path(self.args.output_dir or ".") / FILE_NAME)
             self.create_model_card()
@@ -263,7 +267,7 @@ def _is_peft_model(model: nn.Module) -> bool:
 
 
 def _gathered(model: nn.Module) -> dict[str, Tensor]:
-    """Return what may belong to a PeftModel's adapters, gathered from shards: all but the frozen base."""
+    """Return the tensors of a PeftModel that may belong to its adapters, gathered from shards."""
     names = [f".{adapter}." for adapter in cast(Any, model).peft_config]
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {
@@ -287,7 +291,7 @@ def _refuse_other_writers(args: Any) -> None:
 
 
 def _set_apart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], learning_rate: float) -> None:
-    """Move parameters of an optimiser that has not stepped yet to groups with a learning rate of their own."""
+    """Move parameters to groups with this learning rate, in an optimiser that has not stepped yet."""
     moved = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         apart = [parameter for parameter in group["params"] if id(parameter) in moved]

@@ -52,9 +52,9 @@ class Writing:
         return config
 
     def check_room(self, room: Room, part: TokenizedExamples, metrics: Sequence[str] = ()) -> None:
-        """Raise `ContextLengthError` for an example that passes the positions of the model, given or written.
+        """Raise `ContextLengthError` for an example that does not fit, with its own answer or one that is generated.
 
-        And `DataError` where an answer is to be written to a prompt without a token.
+        Raises `DataError` for a prompt without tokens to which an answer is to be generated.
         """
         most = self._most(part) if set(metrics) & set(ANSWER_METRICS) else 0
         for example, tokens in zip(part.examples, part.tokens, strict=True):
@@ -81,7 +81,7 @@ class Writing:
         )
 
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return the numbers of the examples of each distinct prompt: each has one answer and several references."""
+        """Return the places of the examples with each distinct prompt: it is answered once, and they are references."""
         return group_equal([example.prompt for example in examples])
 
     def measure(
@@ -116,7 +116,7 @@ class Writing:
         ]
 
     def reference(self, example: Example) -> str:
-        """Return an answer as a trained model would write it: a chat template may put more before it than it says."""
+        """Return an answer as a trained model would write it: a chat template may write something before it."""
         if example.completion is None:
             return example.answer
         return decoded(self.model, self.preprocessor, [self.preprocessor.tokenize(example).answer])[0]

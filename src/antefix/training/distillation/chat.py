@@ -1,4 +1,4 @@
-"""Self-study of a base that holds conversations: it asks itself about a chunk, and answers with the chunk at hand."""
+"""Self-study of a base that holds conversations: it asks itself about a chunk, and answers with the chunk before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from antefix.training.tokens import TextPreprocessor
 
 
 class ChatStudy:
-    """Lets the teacher write a user's message about a chunk, then the answer; the student has the message alone."""
+    """Has the teacher write a user's message about a chunk, then the answer; the student sees the message only."""
 
     def __init__(self, teacher: Teacher, preprocessor: TextPreprocessor, kinds: Sequence[str]) -> None:
         self.teacher = teacher
@@ -24,11 +24,11 @@ class ChatStudy:
 
     @property
     def longest_form(self) -> int:
-        """How many tokens stand beside a chunk at most: an instruction and all that the chat template writes."""
+        """How many tokens stand beside a chunk at most: an instruction and whatever the chat template writes."""
         return max(len(self._ids(as_context("") + INSTRUCTIONS[kind])) for kind in self.kinds)
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return those of `number` lessons about a chunk that can be used."""
+        """Return the usable ones of `number` lessons about a chunk."""
         text = as_context(chunk.text)
         asking = [self._ids(text + INSTRUCTIONS[rng.choice(self.kinds)]) for _ in range(number)]
         asked = self.teacher.answer(asking, rng.getrandbits(63), stops_at_line_break=False)

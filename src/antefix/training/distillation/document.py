@@ -1,4 +1,4 @@
-"""`Document`: a long text, the chunks of it that a teacher reads, and how much of it they cover."""
+"""`Document`: a long text, the chunks of it that a teacher reads, and how much of the text they cover."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from antefix.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a document: its text, and its tokens as they are numbered in the document."""
+    """A part of a document: its text, which is that of the document's tokens from `start` to before `end`."""
 
     text: str
     start: int
@@ -22,7 +22,7 @@ class Chunk:
 
 
 class Document:
-    """A text and where its tokens begin and end; raises `ConfigError` for a tokenizer that does not tell."""
+    """A text and where its tokens begin and end; raises `ConfigError` for a tokenizer that does not say where."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
@@ -35,7 +35,7 @@ class Document:
 
     @classmethod
     def read(cls, path: str, tokenizer: PreTrainedTokenizerBase) -> Document:
-        """Read a text file; raises `DataError` where it cannot be read."""
+        """Read a text file; raises `DataError` if it cannot be read."""
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -49,14 +49,14 @@ class Document:
         return len(self._spans)
 
     def chunk(self, start: int, end: int) -> Chunk:
-        """Return the text of tokens."""
+        """Return the part from token `start` to before token `end`."""
         return Chunk(self.text[self._spans[start][0] : self._spans[end - 1][1]], start, end)
 
     def windows(self, rng: random.Random, length: int) -> list[Chunk]:
-        """Return chunks of at most `length` tokens that cover the document, always as many, in random order.
+        """Return chunks of at most `length` tokens that cover the document, in random order.
 
-        Where they begin is drawn. Each reaches back to the beginning of a line where one is within a quarter of its
-        length, so that it does not open amid a thought.
+        Their number is always the same, but where they begin is drawn. A chunk reaches back to the beginning of a line
+        if there is one within a quarter of its length, so that it does not begin in the middle of a thought.
         """
         if length >= self.num_tokens:
             return [self.chunk(0, self.num_tokens)]

@@ -1,4 +1,4 @@
-"""Lessons: what a teacher wrote about a part of the document, and what it gave each token; and files of them."""
+"""Lessons: what a teacher wrote about a part of the document, how likely each token was, and files of lessons."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from antefix.training.distillation.targets import Targets
 
 @dataclass(frozen=True)
 class Draft:
-    """A text as a teacher writes it: `context` with the document, `prompt` what the student has in its place.
+    """A text as a teacher writes it, in token ids: after `context`, in place of which the student has `prompt`.
 
-    Both go on with `continuation`, of which `is_written` tells what the teacher wrote and what stood there before.
+    Both go on with `continuation`; `is_written` tells which of its tokens the teacher wrote.
     """
 
     context: list[int]
@@ -31,7 +31,7 @@ class Draft:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A text to learn from: token ids, which of them the teacher wrote, and its targets for those."""
+    """A text to learn from: token ids, which of them the teacher wrote, and the teacher's targets for those."""
 
     ids: list[int]
     is_written: list[bool]
@@ -45,7 +45,7 @@ class Lesson:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Lessons about one chunk, whose tokens in the document are `start` to `end`; some may have come to nothing."""
+    """Lessons about one chunk, tokens `start` to before `end` of the document, and how many could not be used."""
 
     start: int
     end: int
@@ -68,7 +68,7 @@ class Round:
 
     @classmethod
     def load(cls, path: Path) -> Round:
-        """Read a round; raises `DataError` for a file that is none."""
+        """Read a round; raises `DataError` for a file that is not an intact one."""
         try:
             tensors = load_file(path)
             start, end, num_discarded = tensors["span"].tolist()

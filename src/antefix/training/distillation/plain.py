@@ -1,4 +1,4 @@
-"""Self-study of a base that goes on from text: it fills in lines that begin with `Question:`, `Note:` and the like."""
+"""Self-study of a base that continues text: it completes lines that begin with `Question:`, `Note:` and the like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antefix.training.tokens import TextPreprocessor
 
 
 class PlainStudy:
-    """Lets the teacher write lines below a chunk; the student has nothing in its place but the opening token."""
+    """Has the teacher write lines below a chunk, in whose place the student has only the opening token."""
 
     def __init__(self, teacher: Teacher, preprocessor: TextPreprocessor, kinds: Sequence[str]) -> None:
         self.teacher = teacher
@@ -21,7 +21,7 @@ class PlainStudy:
         self.kinds = kinds
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return those of `number` lessons about a chunk that can be used."""
+        """Return the usable ones of `number` lessons about a chunk."""
         context = self.preprocessor.prompt_ids(as_context(chunk.text))
         openings = [OPENINGS[rng.choice(self.kinds)] for _ in range(number)]
         drafts = [Draft(context, self.preprocessor.prompt_ids(""), [], []) for _ in openings]
@@ -43,7 +43,7 @@ class PlainStudy:
         return [Lesson.of(draft, found) for draft, found in zip(drafts, targets, strict=True)]
 
     def _open(self, draft: Draft, opening: str) -> None:
-        """Put an opening down as the tokenizer spells it there: first of all, or behind a line break."""
+        """Add an opening to a draft as the tokenizer spells it there, at the beginning or after a line break."""
         before = "\n" if draft.continuation else ""
         known, ids = self._spell(before), self._spell(before + opening)
         ids = ids[len(known) :] if ids[: len(known)] == known else self._spell(opening)
@@ -54,7 +54,7 @@ class PlainStudy:
         return list(self.preprocessor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _is_line(self, ids: list[int], is_last: bool) -> bool:
-        """Tell whether a line was written to its end, with something in it; only the last may have more behind it."""
+        """Return whether a line was written to its end and is not empty; only the last may have more after it."""
         line, _, rest = str(self.preprocessor.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")
         if not line.strip() or not self.teacher.ended(ids, stops_at_line_break=True):
             return False

@@ -1,4 +1,4 @@
-"""From settings to a base model, a document that it can read, and what it will write about it."""
+"""From settings to a base model, a document that it can read, and the study in which it writes lessons about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lessons from questions that are given: plain context distillation, and what a prefix is measured by."""
+"""Lessons from given questions: for plain context distillation, and to measure a prefix by."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from antefix.training.tokens import TextPreprocessor
 
 @dataclass(frozen=True)
 class GivenQuestions:
-    """Questions as rows, worded; the answers are the rows' own where `has_answers`, else the teacher's.
+    """Makes lessons of rows by `wording`; the answers are the rows' own if `has_answers`, else the teacher's.
 
-    The teacher answers with `document` before the question. Answers that it writes end with the line, unless a chat
-    template words the questions.
+    The teacher has `document` before the question. Its answers end at a line break if `end_with_line`.
     """
 
     teacher: Teacher
@@ -31,16 +30,16 @@ class GivenQuestions:
     end_with_line: bool
 
     def fit(self, rows: Sequence[Row], readable: int | None) -> bool:
-        """Tell whether each question and answer fit, behind the document, into so many tokens; None for any number.
+        """Return whether each question and answer fit behind the document into `readable` tokens; None is no limit.
 
         Raises `DataError` for a row that cannot be worded.
         """
         return readable is None or all(len(self._context(row)) + self._longest_answer(row) <= readable for row in rows)
 
     def check_room(self, rows: Sequence[Row], room: Room) -> None:
-        """Raise `ContextLengthError` for a question that passes the positions of the model behind the prefix.
+        """Raise `ContextLengthError` for a question and answer that do not fit behind the prefix.
 
-        Raises `DataError` for a row that cannot be worded or has no tokens, too.
+        Raises `DataError` for a row that cannot be worded or has no tokens.
         """
         for row in rows:
             if not (prompt := self._prompt(row)):
@@ -50,7 +49,7 @@ class GivenQuestions:
             room.check(len(prompt), self._longest_answer(row), f"the question of {row[0]} or the prefix")
 
     def lessons(self, rows: Sequence[Row], seed: int) -> list[Lesson]:
-        """Return one lesson for each of some rows."""
+        """Return one lesson per row."""
         prompts = [(self._context(row), self._prompt(row)) for row in rows]
         if self.has_answers:
             answers = [self._answer(row) for row in rows]
@@ -63,7 +62,7 @@ class GivenQuestions:
         return self.teacher.lessons(drafts)
 
     def _context(self, row: Row) -> list[int]:
-        """Return the ids of a question as the teacher reads it, the document first."""
+        """Return the ids of a question as the teacher reads it, after the document."""
         text = as_context(self.document) if self.document else ""
         return self.preprocessor.prompt_ids(self.wording.prompt(row, text))
 
@@ -75,7 +74,7 @@ class GivenQuestions:
         return len(self._answer(row)) if self.has_answers else self.teacher.max_new_tokens
 
     def _answer(self, row: Row) -> list[int]:
-        """Return the ids of a row's own answer, without an end-of-text token where the teacher would end the line."""
+        """Return the ids of a row's own answer, without the end-of-text token if answers end with the line."""
         ids = self.preprocessor.tokenize(self.wording.example(row)).answer
         ends = self.end_with_line and len(ids) > 1 and ids[-1] == self.preprocessor.tokenizer.eos_token_id
         return ids[:-1] if ends else ids

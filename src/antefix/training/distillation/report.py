@@ -1,4 +1,4 @@
-"""What a distillation came to: how near the prefix is to the document in context, and what it takes in its place."""
+"""The result of a distillation: how near the prefix comes to the document in context, and what each costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from antefix.training.distillation.prepare import Classroom, Scores
 
 
 def sizes(classroom: Classroom, name: str, studied: Sequence[Round]) -> dict[str, Any]:
-    """Return tokens and bytes of document and prefix, how much of the document the teacher saw, and the lessons.
+    """Return tokens and bytes of document and prefix, how much of the document the teacher saw, and lesson counts.
 
     Bytes are those of keys and values in the dtype of the model.
     """
@@ -32,10 +32,10 @@ def sizes(classroom: Classroom, name: str, studied: Sequence[Round]) -> dict[str
 
 
 def scores(parts: Mapping[str, Sequence[Lesson]], before: Scores, after: Scores, fits: bool) -> dict[str, Any]:
-    """Return loss, and divergence from the document in context, of the base bare, with the document, with the prefix.
+    """Return loss, and divergence from the document in context, of the bare base, the document and the prefix.
 
-    Lessons held out have for their document what the teacher read of it, as `sizes` gives it in `tokens_at_once`.
-    Questions about a document that does not fit into the context have neither document nor divergence to compare with.
+    For lessons held out, the document is the chunk that the teacher read, of `tokens_at_once` as `sizes` says. For
+    questions about a document that does not fit into the context, there is no document and no divergence to compare.
     """
     found: dict[str, Any] = {}
     for name, lessons in parts.items():

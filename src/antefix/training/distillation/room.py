@@ -1,4 +1,4 @@
-"""How much of a document a base can read at once, with a lesson behind it."""
+"""How much of a document a base can read at once, with a lesson after it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from antefix.training.distillation.settings import Distillation
 from antefix.windows import attention_window
 
 PARTS, SLACK = 2, 96
-"""A lesson has a question and an answer, and beside them its form: some words, or a longer chat template."""
+"""A lesson has two parts, question and answer, and between them some words, or a longer chat template."""
 SHORTEST, LONGEST = 64, 4096
-"""The fewest and the most tokens that a half of a document is taken to have."""
+"""The fewest and the most tokens of a chunk that is to be half of the document."""
 
 
 def num_readable(bank: PrefixBank) -> int | None:
-    """Return how many tokens a base reads at once, None for any number; no attention window may cut them off."""
+    """Return how many tokens a base reads at once within its positions and attention window; None is no limit."""
     config = bank.model.config.get_text_config()
     limits = (bank.limits.get("decoder"), attention_window(config))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def longest_lesson(settings: Distillation, longest_form: int) -> int:
-    """Return how many tokens a lesson may have, whose form has at most so many."""
+    """Return how many tokens a lesson may have, of which `longest_form` are neither question nor answer."""
     return PARTS * settings.max_new_tokens + max(SLACK, longest_form)
 
 
 def room_to_read(readable: int | None, lesson: int, num_virtual_tokens: int) -> int | None:
-    """Return how many of the tokens that a base reads at once remain before a lesson, None for any number.
+    """Return how many of the `readable` tokens are left for a chunk before a lesson; None is no limit.
 
-    Raises `ContextLengthError` where prefix and lesson do not fit.
+    Raises `ContextLengthError` if prefix and lesson do not fit.
     """
     if readable is None:
         return None
@@ -43,8 +43,8 @@ def room_to_read(readable: int | None, lesson: int, num_virtual_tokens: int) -> 
 def chunk_length(settings: Distillation, num_tokens: int, room: int | None, lesson: int) -> int:
     """Return how many tokens of a document are read at once, by default half of them.
 
-    A base that always reads the same asks the same; chunks that begin elsewhere each time have it ask about more.
-    Raises `ConfigError` for a chunk without room for a lesson behind it.
+    A base that always reads the same text asks the same questions; with chunks that begin elsewhere each time, it asks
+    about more. Raises `ConfigError` for a chunk that leaves no room for a lesson after it.
     """
     if settings.chunk_length is None:
         usual = min(max(-(-num_tokens // 2), SHORTEST), LONGEST)

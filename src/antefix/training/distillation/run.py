@@ -1,4 +1,4 @@
-"""`distill`: from a document to a prefix file and a report of how near it comes to the document in context."""
+"""`distill`: from a document to a prefix file, and a report of how near it comes to the document in context."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ TRAINED_BY = (
     "warmup_ratio",
     "max_grad_norm",
 )
-"""Settings that no lesson depends on."""
+"""Settings of the training alone, on which no lesson depends."""
 
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """Where the prefix lies and how it did; `report` is also in `distillation.json`."""
+    """The files of a distillation, and how the prefix did; `report` is also in `distillation.json`."""
 
     prefix_path: Path
     report_path: Path
@@ -53,9 +53,9 @@ class DistillationResult:
 
 
 def distill(settings: Distillation, console: Console | None = None, resume: bool = False) -> DistillationResult:
-    """Make a prefix of a document as settings say; nothing is written before document and model are known to fit.
+    """Make a prefix from a document; nothing is written before document and model are known to fit.
 
-    What was studied and trained so far is in the output folder, and `resume` goes on from it, to the same prefix.
+    What was studied and trained so far is in the output folder; `resume` goes on from it, to the same prefix.
     Raises `AntefixError` for bad settings, data or models, `ConfigError` for a folder that holds another distillation.
     """
     console = console or Console(stderr=True)
@@ -72,7 +72,7 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     classroom = prepare(settings)
     checkpoint = kept.checkpoint if resume else None
     if not resume:
-        # Without settings nobody knows which document they are about.
+        # Lessons in a folder without settings may be about any document.
         shutil.rmtree(folder / LESSONS_NAME, ignore_errors=True)
     if checkpoint is None:
         kept.begin()
@@ -111,7 +111,7 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
 
 
 def folder_of(settings: Distillation) -> RunFolder:
-    """Return the folder of a distillation, as that of these settings."""
+    """Return the folder in which a distillation by these settings runs."""
     files = "document", "data", "eval_data"
     return RunFolder(settings.output, {"command": "distill", **settings.as_dict()}, files, later=TRAINED_BY)
 
@@ -122,7 +122,7 @@ def _study(study: Study, folder: Path, console: Console) -> list[Round]:
 
 
 def _split_lessons(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
-    """Return the lessons to train on, and those about every tenth question, or else every tenth, which are held out."""
+    """Return the lessons to train on and those held out: all about every tenth question, or else every tenth."""
     lessons = [lesson for one in studied for lesson in one.lessons]
     groups = group_to_draw_from(
         [tuple(lesson.ids[: lesson.is_written.index(True)]) for lesson in lessons],
@@ -131,7 +131,7 @@ def _split_lessons(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]
     )
     chosen = groups[9::10][: num_held_out(groups)]
     if not chosen and len(groups) > 1 and len(lessons) >= MIN_TO_DRAW_FROM:
-        chosen = [min(groups, key=len)]  # the base wrote the same few again and again
+        chosen = [min(groups, key=len)]  # the base wrote the same few lessons again and again
     if not chosen:
         raise DataError(
             f"the base wrote {len(lessons)} usable lessons, {len(groups)} of them different, too few to hold some out; "
@@ -145,7 +145,7 @@ def _split_lessons(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]
 
 
 def _end_of_question(lesson: Lesson) -> int | None:
-    """Return where the last part of a lesson begins, if the teacher wrote what it is about, too."""
+    """Return where the last part that the teacher wrote begins, such as an answer; None if it wrote only one."""
     begins = [place for place, (last, now) in enumerate(pairwise(lesson.is_written), start=1) if now and not last]
     return begins[-1] if len(begins) > 1 else None
 

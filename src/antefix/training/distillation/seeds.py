@@ -5,7 +5,7 @@ from __future__ import annotations
 KINDS = ("question", "note", "summary")
 
 OPENINGS = {"question": ("Question:", "Answer:"), "note": ("Note:",), "summary": ("Summary:",)}
-"""For a base that goes on from text: the words that open each line; the base writes the rest of it."""
+"""For a base that continues text: the words that open each line; the base writes the rest of the line."""
 
 INSTRUCTIONS = {
     "question": "Ask one question that the text above answers, about any part of it, big or small. "
@@ -15,4 +15,4 @@ INSTRUCTIONS = {
     "summary": "Choose the whole or a part of the text above, and ask for a summary of it. "
     "Name it, so that the request is clear without the text. Write the request only.",
 }
-"""For a base that holds conversations: what it is told, to write what it is then asked."""
+"""For a base that holds conversations: what it is told to write, which it is then asked."""

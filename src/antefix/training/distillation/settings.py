@@ -24,21 +24,21 @@ from antefix.training.settings import (
 Objective = Literal["kl", "next-token"]
 OBJECTIVES = get_args(Objective)
 LONG = 2**20
-"""So many tokens of a document give room for whatever a prefix may be set to."""
+"""A document of this many tokens is long enough for whatever a prefix may be set to."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for what cannot be.
+    """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for impossible settings.
 
     The base reads chunks of `chunk_length` tokens, by default half of the document, 64 to 4,096, and writes
     `num_lessons` lessons about them of the `kinds` given, drawn evenly, in parts of at most `max_new_tokens`. With
-    `data`, it answers those questions instead, worded by `prompt` or `messages`; where `answer` is given, the answers
-    are that. The prefix then learns to give the teacher's distribution of each token, of which `num_logits` are kept
-    (`objective="kl"`), or the tokens alone (`"next-token"`). `prefix` holds settings of `PrefixConfig`, or is
-    one, of which what is not the default counts, and the number of tokens; without a `num_virtual_tokens` it is a tenth
-    of the document, and what starts from text keeps its first token, the attention sink, as it is. `eval_data` are
-    questions with answers to measure it by.
+    `data`, it answers those questions instead, worded by `prompt` or `messages`. The prefix then learns to give the
+    teacher's distribution of each token, of which `num_logits` are kept (`objective="kl"`), or the tokens alone
+    (`"next-token"`). `eval_data` has questions to measure it by, with answers worded by `answer` or `messages`.
+    `prefix` holds settings of `PrefixConfig`, or is one, of which only `num_virtual_tokens` and what differs from the
+    default count. By default the prefix has a tenth of the document's tokens, and if it starts from text, its first
+    token, the attention sink, stays as it is.
     """
 
     model: str
@@ -110,7 +110,7 @@ class Distillation:
             raise ConfigError("the questions of eval_data need their answers; give answer, a template.")
 
     def prefix_config(self, num_tokens: int, text: str) -> PrefixConfig:
-        """Return how the prefix of a document with this text, of so many tokens, is made."""
+        """Return how the prefix is made for a document with this text and number of tokens."""
         settings = {"num_virtual_tokens": -(-num_tokens // 10), **self.prefix}
         if settings.get("init", "text") == "text":
             settings.setdefault("init_text", text)
@@ -136,6 +136,6 @@ class Distillation:
 
 
 def _settings_of(config: PrefixConfig) -> dict[str, Any]:
-    """Return what a config says: what it leaves as it is by default may depend on the document."""
+    """Return the settings of a config that are not the default, which may depend on the document."""
     kept = (item for item in fields(config) if getattr(config, item.name) != item.default)
     return {"num_virtual_tokens": config.num_virtual_tokens} | {item.name: getattr(config, item.name) for item in kept}

@@ -1,4 +1,4 @@
-"""`Study`: the rounds in which a base studies a document, each kept in a file as soon as it is done."""
+"""`Study`: the rounds in which a base studies a document, each kept in a file as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class SelfStudy(Protocol):
     """A way in which a base writes lessons for itself."""
 
     def lessons(self, chunk: Chunk, rng: random.Random, number: int) -> list[Lesson]:
-        """Return those of `number` lessons about a chunk that can be used."""
+        """Return the usable ones of `number` lessons about a chunk."""
 
 
 @runtime_checkable
 class Study(Protocol):
-    """Rounds of lessons, each the same whenever it is asked for."""
+    """Rounds of lessons; a round has the same lessons whenever it is asked for."""
 
     @property
     def num_rounds(self) -> int:
@@ -36,7 +36,7 @@ class Study(Protocol):
 
 @dataclass(frozen=True)
 class ChunkStudy:
-    """Each round, a base writes lessons for itself about a chunk; it reads the whole document, then again."""
+    """In each round, a base writes lessons for itself about the next chunk of the document, over and over."""
 
     self_study: SelfStudy
     document: Document
@@ -60,13 +60,13 @@ class ChunkStudy:
         return Round(chunk.start, chunk.end, lessons, wanted - len(lessons))
 
     def _windows(self, reading: int) -> list[Chunk]:
-        """Return the chunks of one reading of the document; each reading has others."""
+        """Return the chunks of one reading of the document; each reading has different ones."""
         return self.document.windows(random.Random(f"{self.seed} windows {reading}"), self.chunk_length)
 
 
 @dataclass(frozen=True)
 class QuestionStudy:
-    """Each round, some of the questions that were given."""
+    """In each round, the next of the given questions are answered."""
 
     questions: GivenQuestions
     rows: Sequence[Row]
@@ -80,14 +80,14 @@ class QuestionStudy:
         return -(-len(self.rows) // self.batch_size)
 
     def round(self, number: int) -> Round:
-        """Return the lessons of some questions, whose teacher reads the whole document."""
+        """Return the lessons of one batch of questions, for which the teacher reads the whole document."""
         rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
         seed = random.Random(f"{self.seed} {number}").getrandbits(63)
         return Round(0, self.num_tokens, self.questions.lessons(rows, seed))
 
 
 def rounds(study: Study, folder: Path) -> Iterator[Round]:
-    """Yield every round, from its file in a folder where that is there, else made now and written there."""
+    """Yield every round: read from its file in a folder if it is there, else made now and written there."""
     for number in range(study.num_rounds):
         path = folder / f"{number:05}.safetensors"
         if path.is_file():

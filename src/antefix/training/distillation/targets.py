@@ -1,7 +1,7 @@
-"""What a teacher gives the tokens of a text, kept compactly: its likeliest tokens exactly, and the mass of all others.
+"""A teacher's distributions over a text, kept compactly: the likeliest tokens, and the mass of all others.
 
-The divergence from them is that of the two distributions with all other tokens put together into one: never more than
-the full one, and equal to it where every token is kept.
+The divergence from them takes all other tokens as one: it is never more than the full divergence, and equal to it if
+every token is kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from antefix.shapes import Float, Int
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """For each of some tokens: the teacher's likeliest `ids` there and their log-probabilities, in nats.
+    """For each of some tokens: the teacher's likeliest `ids` in its place and their log-probabilities, in nats.
 
-    `rest` is the log-probability of all ids but those together, `own` that of the token itself.
+    `rest` is the log-probability of all other ids together, `own` that of the token itself.
     """
 
     ids: Int[Tensor, "token k"]
@@ -29,7 +29,7 @@ class Targets:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "token vocabulary"], tokens: Int[Tensor, " token"], number: int) -> Targets:
-        """Keep the `number` likeliest of a teacher's logits, in half precision; the rest and `own` in fp32."""
+        """Keep the `number` likeliest of a teacher's ids, in half precision; `rest` and `own` in fp32."""
         log_probs = logits.float().log_softmax(-1)
         kept, ids = log_probs.topk(min(number, logits.shape[-1]))
         own = log_probs.gather(1, tokens[:, None]).squeeze(1)
@@ -42,7 +42,7 @@ class Targets:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def split(self, lengths: Sequence[int]) -> list[Targets]:
-        """Return the targets of texts with so many tokens each."""
+        """Return the targets of texts with these numbers of tokens."""
         columns = (getattr(self, field.name).split(list(lengths)) for field in fields(self))
         return [Targets(*parts) for parts in zip(*columns, strict=True)]
 
@@ -61,5 +61,5 @@ class Targets:
 
 
 def _rest(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """Return the log-probability of all other ids together, summed as they are: one minus the sum would round away."""
+    """Return the log-probability of all other ids together; one minus the sum of `ids` would round to nothing."""
     return log_probs.scatter(1, ids, -torch.inf).logsumexp(-1)

@@ -1,4 +1,4 @@
-"""`Teacher`: the base model with a text before its eyes, which it reads once for all that it then writes."""
+"""`Teacher`: the base model with a text in context, which it reads once for everything that it then writes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from antefix.training.tokens import TextPreprocessor, pad_inputs, pad_rows, padd
 
 _NAME = "what the teacher reads"
 MAX_TRIED = 32
-"""How many tokens show whether a base reads a text that it has as a prefix."""
+"""How many tokens it takes to see whether a base reads a text that it has as a prefix."""
 _LARGEST_GAP, _NO_GAP = 0.1, 0.01
-"""How far log-probabilities behind a text as a prefix may be from those behind it in context: this share of what
-leaving the text out changes, or this many nats."""
+"""How far log-probabilities after a text as a prefix may be from those after it in context: this share of what leaving
+the text out changes, or this many nats."""
 
 
 class Teacher:
     """Writes after a text, and says how likely each token is there.
 
-    The text becomes a prefix, so its keys and values are computed and kept once, however many rows follow it. In
-    `write`, rows end at a token that holds a line break where `stops_at_line_break`, else at what ends an answer.
+    The text becomes a prefix, so its keys and values are computed and kept once, however many rows follow it. What is
+    written ends at a token that ends an answer, or, if `stops_at_line_break`, at one with a line break.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Teacher:
 
     @contextmanager
     def reading(self, ids: Sequence[int]) -> Iterator[None]:
-        """Put a text of ids before everything within; without ids, nothing."""
+        """Put a text, given as token ids, before everything within; without ids, nothing."""
         if not ids:
             with self.bank.use(None):
                 yield
@@ -62,10 +62,10 @@ class Teacher:
             self.bank.remove(_NAME)
 
     def check_reads(self, text: Sequence[int], readable: int | None) -> None:
-        """Raise `UnsupportedModelError` for a base to which a prefix says something else than its text in context.
+        """Raise `UnsupportedModelError` for a base that does not read a prefix as it reads its text in context.
 
-        Layers that carry what was read in a state, in place of keys and values, know nothing of the prefix. The text,
-        over and over, is tried as far as the base reads it at once.
+        Layers that carry what they read in a state, in place of keys and values, know nothing of the prefix. A short
+        text is repeated, but only as far as the base reads it at once.
         """
         text = list(islice(cycle(text), min(MAX_TRIED, readable or MAX_TRIED)))
         half = len(text) // 2
@@ -83,7 +83,7 @@ class Teacher:
             )
 
     def write(self, rows: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
-        """Return what is sampled after each row, up to and with the token that ends it, or the most tokens."""
+        """Return what is sampled after each row, up to and including a token that ends it, or `max_new_tokens`."""
         model, pad = self.bank.model, padding_id(self.tokenizer)
         stops = self._stops(stops_at_line_break)
         inputs: dict[str, Any] = pad_inputs(rows, pad, on_left=True)
@@ -101,27 +101,27 @@ class Teacher:
         return [row[: len(before_end(row, stops)) + 1] for row in made[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def answer(self, contexts: Sequence[list[int]], seed: int, stops_at_line_break: bool) -> list[list[int]]:
-        """Return what is written after each context; what they have in common is read once."""
+        """Return what is written after each context; the beginning that all share is read once."""
         read = common_start(contexts)
         with self.reading(contexts[0][:read]):
             return self.write([context[read:] for context in contexts], seed, stops_at_line_break)
 
     def ended(self, written: Sequence[int], stops_at_line_break: bool) -> bool:
-        """Tell whether a text came to its end, rather than to the most tokens."""
+        """Return whether a text came to its end before the maximum number of tokens."""
         return bool(written) and written[-1] in self._stops(stops_at_line_break)
 
     def _stops(self, at_line_break: bool) -> set[int]:
         return self.ends | (self.line_breaks if at_line_break else set())
 
     def lessons(self, drafts: Sequence[Draft]) -> list[Lesson]:
-        """Return drafts with their targets; what their contexts have in common is read once."""
+        """Return drafts with their targets; the beginning that all contexts share is read once."""
         read = common_start([draft.context for draft in drafts])
         with self.reading(drafts[0].context[:read]):
             targets = self.targets(drafts, read)
         return [Lesson.of(draft, found) for draft, found in zip(drafts, targets, strict=True)]
 
     def targets(self, drafts: Sequence[Draft], num_read: int) -> list[Targets]:
-        """Return the targets of what is written in each draft, the first `num_read` ids of whose context are read."""
+        """Return the targets of what is written in each draft, if the first `num_read` ids of its context are read."""
         model = self.bank.model
         befores = [draft.context[num_read:] for draft in drafts]
         rows = [before + draft.continuation for before, draft in zip(befores, drafts, strict=True)]
@@ -137,7 +137,7 @@ class Teacher:
 
 
 def common_start(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many first ids all rows have in common, one less than the shortest has at most."""
+    """Return how many ids all rows begin with alike; at most one less than the shortest row has."""
     shortest = min(map(len, rows)) - 1
     alike = (len({row[place] for row in rows}) == 1 for place in range(shortest))
     return next((place for place, same in enumerate(alike) if not same), max(shortest, 0))

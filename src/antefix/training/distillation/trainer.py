@@ -1,4 +1,4 @@
-"""`DistillationTrainer`: LabelTrainer, whose loss is the distance to a teacher on what the teacher wrote."""
+"""`DistillationTrainer`: a LabelTrainer whose loss is the distance to a teacher on what the teacher wrote."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Collator:
 
 
 def token_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[Objective, Tensor]:
-    """Return for each written token of a batch its divergence from the teacher and its negative log-likelihood."""
+    """Return for each written token of a batch its divergence from the teacher and negative log-likelihood, in nats."""
     labels = batch["labels"][:, 1:]
     written = labels != IGNORED_LABEL
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -51,19 +51,19 @@ def token_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[Ob
 
 
 class DistillationTrainer(LabelTrainer):
-    """Train a prefix on lessons; `objective` is the divergence from the teacher, or the next token alone."""
+    """Trains a prefix on lessons, by the divergence from the teacher or by the next token alone."""
 
     def __init__(self, *arguments: Any, objective: Objective, **trainer_arguments: Any) -> None:
         super().__init__(*arguments, **trainer_arguments)
         self.objective: Objective = objective
 
     def batch_mean(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the mean over the written tokens of a batch."""
+        """Return the mean loss over the written tokens of a batch."""
         return token_losses(model, inputs)[self.objective].mean()
 
 
 def measure(model: PreTrainedModel, lessons: Sequence[Lesson], collate: Collator, batch_size: int) -> dict[str, float]:
-    """Return mean `loss` and `kl` a token, in nats, with what the bank has in use."""
+    """Return mean `loss` and `kl` per token, in nats, with whatever prefix the bank has in use."""
     model.eval()
     sums, count = {"next-token": 0.0, "kl": 0.0}, 0
     with torch.no_grad():
