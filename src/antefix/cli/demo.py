@@ -64,7 +64,7 @@ def _train(form: str, output: Path, num_examples: int, epochs: float, console: C
             "exact_match": True,
         }
     )
-    folder_of(recipe).end()  # a demo that was interrupted begins anew
+    folder_of(recipe).end()  # a demo that was interrupted starts again
     return train(recipe, console)
 
 
@@ -85,7 +85,7 @@ def _print_scores(results: dict[str, TrainingResult], console: Console) -> None:
 
 
 def _print_samples(results: dict[str, TrainingResult], console: Console) -> None:
-    """Answer new records three times in one batch, each row with a prefix of its own."""
+    """Print the answers to new records, each told by the base and by both prefixes in one batch."""
     model, preprocessor = load_base("embedded")
     bank = attach(model)
     for form, result in results.items():
@@ -110,7 +110,7 @@ def _print_next_steps(results: dict[str, TrainingResult], console: Console) -> N
     prefix = results[FORMS[0]].prefix_path
     record = "name: Danora Mokins | job: baker | town: Benton | age: 41 | likes: chess"
     folder = prefix.parent.parent
-    called = Path(sys.argv[0])  # as `.venv/bin/antefix`, perhaps, which the shell would not find by its name
+    called = Path(sys.argv[0])  # perhaps `.venv/bin/antefix`, which the shell would not find by the name alone
     antefix = called if called.name == "antefix" and not shutil.which("antefix") else "antefix"
     console.print(
         "\nnext\n"

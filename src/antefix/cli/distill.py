@@ -49,7 +49,7 @@ def distill(
         int | None, typer.Option(help="Tokens it reads at once. [default: half of the document, at most 4096]")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a question or answer. [default: 128]")
+        int | None, typer.Option(help="Maximum tokens of a question or answer. [default: 128]")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 writes the likeliest; above, it samples. [default: 1]")
@@ -71,7 +71,7 @@ def distill(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.1]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the lessons. [default: 20]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Lessons a step. [default: 16]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Lessons per step. [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
 ) -> None:
     """Make a prefix of a document: the base studies it, then the prefix learns to do without it."""
@@ -89,7 +89,7 @@ def distill(
 
 
 def print_result(result: DistillationResult, console: Console) -> None:
-    """Print losses and divergences, what was kept of how much, and where the files lie."""
+    """Print losses and divergences, sizes and times, and the paths of the files."""
     found = result.report
     read = "document" if found["teacher"]["tokens_at_once"] == found["document"]["tokens"] else "chunk"
     for part, title, text in (("held_out", "lessons held out", read), ("questions", "questions", "document")):
@@ -121,7 +121,7 @@ def _advice(losses: dict[str, float], text: str) -> str | None:
 def _table(scores: dict[str, dict[str, float]], title: str, text: str) -> Table:
     titles = {"base": "base", "document": f"{text} in context", "prefix": "with prefix"}
     table = Table(title, *(titles[system] for system in scores))
-    for measure, name in (("loss", "loss (nats a token)"), ("kl", f"KL from {text} in context")):
+    for measure, name in (("loss", "loss (nats per token)"), ("kl", f"KL from {text} in context")):
         if measure in scores["prefix"]:
             table.add_row(name, *(f"{system[measure]:.4f}" for system in scores.values()))
     return table

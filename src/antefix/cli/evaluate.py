@@ -37,17 +37,17 @@ def evaluate(
     ] = None,
     task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+        str | None, typer.Option(help="Tokenizer of the answers, if it is not the model's.")
     ] = None,
     data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
-    num_examples: Annotated[int | None, typer.Option(min=1, help="Use only this many first examples.")] = None,
+    num_examples: Annotated[int | None, typer.Option(min=1, help="Use this many examples, from the first on.")] = None,
     metrics: Annotated[
         list[str] | None, typer.Option(help="Metric to compute; repeat it. [default: all of the task]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, of all systems together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, of all systems together.")] = 16,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens to write. [default: those of the longest expected answer]")
+        int | None, typer.Option(min=1, help="Maximum tokens to write. [default: those of the longest expected answer]")
     ] = None,
     num_resamples: Annotated[int, typer.Option(min=1, help="Samples of the paired bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
@@ -69,7 +69,7 @@ def evaluate(
     found = evaluate_recipe(recipe, prefixes, systems, metrics, max_new_tokens, bootstrap)
     console = Console()
     written = []
-    if output is not None:  # first of all: a terminal that goes away takes nothing with it
+    if output is not None:  # before anything is printed, which fails if the terminal is gone
         settings = {name: getattr(recipe, name) for name in ("data", *given)}
         settings |= {"max_new_tokens": max_new_tokens, "num_resamples": num_resamples, "seed": seed}
         settings |= {"prefixes": prefix or [], "texts": {system.name: system.text for system in systems if system.text}}

@@ -22,7 +22,7 @@ from antefix.training.templates import Template, unescape
 from antefix.training.tokens import TextPreprocessor, padding_id
 
 MIN_TEMPERATURE = 0.01
-"""Below, logits over temperature leave the range of fp16 and then of fp32."""
+"""Below this, logits divided by the temperature leave the range of fp16, and then of fp32."""
 
 
 def generate(
@@ -32,12 +32,12 @@ def generate(
     ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="The whole prompt, no template is put around it; \\n is a line break.")
+        str | None, typer.Option(help="The whole prompt; no template is put around it, and \\n is a line break.")
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts: .txt with one a line, taken as it is, or .jsonl/.csv/.parquet for the templates or the "
+            help="Prompts: .txt with one per line, taken as it is, or .jsonl/.csv/.parquet for the templates or the "
             "conversations the prefix was trained with."
         ),
     ] = None,
@@ -48,9 +48,9 @@ def generate(
     ] = None,
     answer_tokenizer: Annotated[
         str | None,
-        typer.Option(help="Tokenizer of the answers, where it is not the model's. [default: the one of the prefix]"),
+        typer.Option(help="Tokenizer of the answers, if it is not the model's. [default: the one of the prefix]"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to write.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples from all.")
     ] = 0.0,
@@ -102,7 +102,10 @@ def _check_prompts(prompt: str | None, file: Path | None, template: str | None) 
 
 
 def _base_model(model: str | None, provenance: Provenance) -> str:
-    """Return the base model, given or told by the prefix; raises `ConfigError` for one that is not to write text."""
+    """Return the base model that is given or that the prefix tells.
+
+    Raises `ConfigError` if there is none, or if the prefix was trained to choose labels.
+    """
     model = model or provenance.base_model
     if model is None:
         raise ConfigError("there is no prefix that tells its base model; give --model.")

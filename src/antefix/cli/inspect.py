@@ -44,8 +44,8 @@ def inspect(
     ] = None,
     data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
-    num_examples: Annotated[int | None, typer.Option(min=1, help="Use only this many first examples.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a batch.")] = 16,
+    num_examples: Annotated[int | None, typer.Option(min=1, help="Use this many examples, from the first on.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 16,
     output: Annotated[Path | None, typer.Option(help="Folder for inspection.json and heatmaps.")] = None,
 ) -> None:
     """Show what prefix files hold, and with --data what attention and loss make of them."""

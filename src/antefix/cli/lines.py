@@ -19,14 +19,14 @@ INTERRUPTED = 130
 
 
 def say(what: str, sentence: str, console: Console | None = None) -> None:
-    """Print how a command ended, on the standard error."""
+    """Print how a command ended, by default to standard error."""
     line = Text.assemble((f"{what}:", STYLES[what]), f" {sentence}")
     (console or Console(stderr=True)).print(line, soft_wrap=True)
 
 
 @contextmanager
 def stopping(console: Console | None = None, going_on: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn Ctrl-C into a line that says how to go on, if there is a way, and into the exit status of an interrupt."""
+    """Turn Ctrl-C into a line that says how to go on, if that is possible, and the exit status of an interrupt."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -35,14 +35,14 @@ def stopping(console: Console | None = None, going_on: Callable[[], str] = lambd
 
 
 def list_files(paths: Iterable[Path | None], console: Console) -> None:
-    """Print where files lie that were written."""
+    """Print the paths of the files that were written."""
     for path in paths:
         if path is not None:
             console.print(Text(f"  {path}"), soft_wrap=True)
 
 
 def print_table(table: report.Table, console: Console, title: str | None = None) -> None:
-    """Print a heading and rows of text; columns of numbers alone stand on the right."""
+    """Print a heading and rows of text; columns that hold only numbers are aligned on the right."""
     heading, rows = table
     printed = Table(title=f"\n{escape(title)}" if title else None, title_justify="left")
     for number, column in enumerate(heading):

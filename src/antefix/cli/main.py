@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
             with stopping():
                 return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # whoever read the output has read enough; typer ends quietly
+            raise  # whoever reads the output has read enough; typer ends quietly
         except (AntefixError, OSError) as error:
             say("error", str(error))
             raise typer.Exit(1) from error
@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
 
 
 def _is_failed_write(error: RuntimeError) -> bool:
-    """Tell whether torch could not write an archive, which it says by a `RuntimeError` of whatever text."""
+    """Return whether torch failed to write an archive, for which it raises a `RuntimeError` with any text."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code is torch.save.__code__ for frame, _ in frames)
 

@@ -1,4 +1,4 @@
-"""What a command may write over: its own kind of thing, and nothing else that lies there."""
+"""What a command may overwrite: output of its own kind, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from antefix.storage import load_prefix
 
 
 def check_replaceable_file(path: Path) -> None:
-    """Raise `ConfigError` where a prefix would be written over a file that is none."""
+    """Raise `ConfigError` if a prefix would overwrite a file that is not a prefix."""
     if not path.exists():
         return
     try:
@@ -20,7 +20,7 @@ def check_replaceable_file(path: Path) -> None:
 
 
 def check_replaceable_folder(path: Path) -> None:
-    """Raise `ConfigError` where a checkpoint of PEFT's prefixes would be written among other things, or over others."""
+    """Raise `ConfigError` if a folder holds anything but the checkpoint of PEFT's prefix tuning to overwrite."""
     if not path.is_dir() or not any(path.iterdir()):
         return
     try:

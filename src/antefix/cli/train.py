@@ -64,9 +64,9 @@ def train(
     ] = None,
     eval_split: Annotated[str | None, typer.Option(help="Split to score on, of --eval-data or of --data.")] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers, where it is not the model's.")
+        str | None, typer.Option(help="Tokenizer of the answers, if it is not the model's.")
     ] = None,
-    num_examples: Annotated[int | None, typer.Option(help="Use only this many first examples.")] = None,
+    num_examples: Annotated[int | None, typer.Option(help="Use this many examples, from the first on.")] = None,
     num_virtual_tokens: Annotated[int | None, typer.Option(help="Length of the prefix. [default: 32]")] = None,
     sites: Annotated[
         list[str] | None, typer.Option(help="Kind of attention: encoder, decoder or cross; repeat it. [default: all]")
@@ -81,8 +81,8 @@ def train(
         float | None, typer.Option(help="Peak learning rate of a head beside the prefix. [default: 0.001]")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 3]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step. [default: 16]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of an example. [default: 1024]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step. [default: 16]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens of an example. [default: 1024]")] = None,
     truncation: Annotated[
         bool | None, typer.Option("--truncation", help="Cut longer examples instead of refusing them.")
     ] = None,
@@ -108,7 +108,7 @@ def train(
 
 
 def print_result(result: TrainingResult, console: Console) -> None:
-    """Print the scores before and after, and where the files lie."""
+    """Print the scores before and after training, and the paths of the files."""
     table = Table("held out", "base", "with prefix")
     for name, before in result.metrics["before"].items():
         table.add_row(title(name), show(name, before), show(name, result.metrics["after"][name]))

@@ -33,7 +33,7 @@ def similarities(prefixes: Sequence[Prefix]) -> list[list[float]]:
 
 
 def _alignment(first: Tensor, second: Tensor) -> float:
-    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, without a matrix of channels by channels."""
+    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, with no matrix by channels."""
     a, b = (tensor.double().transpose(0, 1).flatten(1) for tensor in (first, second))
     size = (a @ a.T).norm() * (b @ b.T).norm()
     return float((a @ b.T).square().sum() / size) if size > 0 else float(not a.any() and not b.any())
