@@ -18,7 +18,7 @@ from antefix.training.evaluation import score
 from antefix.training.fit import fit
 from antefix.training.label_trainer import LabelTrainer
 from antefix.training.launch import is_main_process
-from antefix.training.prepare import prepare
+from antefix.training.prepare import Prepared, prepare
 from antefix.training.recipe import Recipe
 from antefix.training.resume import RunFolder
 from antefix.training.trainer import FILE_NAME
@@ -43,37 +43,26 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
     An interrupt leaves the last checkpoint in `<output>/checkpoint-<step>` and is raised as `KeyboardInterrupt`.
     """
     console = console or Console(stderr=True, quiet=not is_main_process())
-    kept = folder_of(recipe)
+    run_folder = folder_of(recipe)
     if resume:
-        kept.check_same()
+        run_folder.check_same()
     else:
-        kept.check_free()
+        run_folder.check_free()
     prepared = prepare(recipe, console)
     task, bank, held_out = prepared.task, prepared.bank, prepared.held_out
-    model, features = task.model, prepared.trained.features(task.preprocessor)
+    features = prepared.trained.features(task.preprocessor)
     console.print(f"scoring the base on {len(held_out.examples):,} held-out examples", highlight=False)
     before = score(task, bank, None, held_out, prepared.scores, recipe.batch_size)
     if recipe.gradient_checkpointing:
         # Transformers renamed the method after the oldest version that antefix supports.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    make_trainer = functools.partial(
-        LabelTrainer,
-        bank,
-        recipe.name,
-        recipe.head_learning_rate,
-        train_dataset=features,
-        data_collator=task.preprocessor.collate,
-    )
+        getattr(task.model, "activation_checkpointing_enable", task.model.gradient_checkpointing_enable)()
     if not resume and is_main_process():
-        kept.begin()
-    checkpoint = kept.checkpoint if resume else None
-    if checkpoint is not None:
-        console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
-    num_tokens = sum(len(one["input_ids"]) for one in features)
+        run_folder.begin()
+    checkpoint = run_folder.checkpoint if resume else None
     try:
-        history, speed = fit(make_trainer, recipe, num_tokens, console, checkpoint)
+        history, speed = _fit(recipe, prepared, features, checkpoint, console)
     except DivergedError:  # it would diverge again if it were resumed
-        kept.end()
+        run_folder.end()
         raise
     after = score(task, bank, recipe.name, held_out, prepared.scores, recipe.batch_size)
     metrics = {
@@ -83,19 +72,37 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False) 
         "num_train_examples": len(features),
         "num_held_out_examples": len(held_out.examples),
         "lengths": prepared.lengths,
-        "num_trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "num_trainable_parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
         "tokens_per_second": round(speed, 1),
         "recipe": recipe.as_dict(),
     }
     result = _write(recipe, bank, metrics)
     if is_main_process():
-        kept.end()
+        run_folder.end()
     return result
 
 
 def folder_of(recipe: Recipe) -> RunFolder:
     """Return the folder in which a recipe's training runs."""
     return RunFolder(recipe.output, {"command": "train", **recipe.as_dict()}, ("data", "eval_data"))
+
+
+def _fit(
+    recipe: Recipe, prepared: Prepared, features: list[dict[str, Any]], checkpoint: Path | None, console: Console
+) -> tuple[list[dict[str, float]], float]:
+    """Train the prefix, from a checkpoint if there is one; return loss by step and tokens per second."""
+    make_trainer = functools.partial(
+        LabelTrainer,
+        prepared.bank,
+        recipe.name,
+        recipe.head_learning_rate,
+        train_dataset=features,
+        data_collator=prepared.task.preprocessor.collate,
+    )
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
+    num_tokens = sum(len(one["input_ids"]) for one in features)
+    return fit(make_trainer, recipe, num_tokens, console, checkpoint)
 
 
 def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:

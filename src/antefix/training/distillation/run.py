@@ -59,44 +59,28 @@ def distill(settings: Distillation, console: Console | None = None, resume: bool
     Raises `AntefixError` for bad settings, data or models, `ConfigError` for a folder that holds another distillation.
     """
     console = console or Console(stderr=True)
-    folder = Path(settings.output)
-    kept = folder_of(settings)
-    if resume:
-        kept.check_same()
-    else:
-        kept.check_own()
-        if kept.is_begun:
-            raise ConfigError(
-                f"'{folder}' holds a distillation already; go on by --resume, remove the folder, or name another."
-            )
+    run_folder = folder_of(settings)
+    _check_folder(run_folder, resume)
     classroom = prepare(settings)
-    checkpoint = kept.checkpoint if resume else None
+    checkpoint = run_folder.checkpoint if resume else None
+    lessons_folder = run_folder.path / LESSONS_NAME
     if not resume:
         # Lessons in a folder without settings may be about any document.
-        shutil.rmtree(folder / LESSONS_NAME, ignore_errors=True)
+        shutil.rmtree(lessons_folder, ignore_errors=True)
     if checkpoint is None:
-        kept.begin()
+        run_folder.begin()
     started = time.monotonic()
-    studied = _study(classroom.study, folder / LESSONS_NAME, console)
+    studied = _study(classroom.study, lessons_folder, console)
     trained, held_out = _split_lessons(studied)
     seconds = {"study": time.monotonic() - started}
     questions = classroom.eval_questions
     parts = {"held_out": held_out, "questions": questions.lessons() if questions is not None else []}
     before = classroom.measured(None, parts)
-    make_trainer = functools.partial(
-        DistillationTrainer,
-        classroom.bank,
-        settings.name,
-        objective=settings.objective,
-        train_dataset=trained,
-        data_collator=classroom.collate,
-    )
     started = time.monotonic()
-    num_tokens = sum(len(lesson.ids) for lesson in trained)
     try:
-        history, _ = fit(make_trainer, settings, num_tokens, console, checkpoint)
+        history = _fit(settings, classroom, trained, checkpoint, console)
     except DivergedError as error:
-        kept.drop_checkpoints()
+        run_folder.drop_checkpoints()
         raise DivergedError(f"{error} The lessons are kept: go on by --resume with the lower one.") from error
     seconds["training"] = time.monotonic() - started
     after = classroom.measured(settings.name, parts)
@@ -116,9 +100,41 @@ def folder_of(settings: Distillation) -> RunFolder:
     return RunFolder(settings.output, {"command": "distill", **settings.as_dict()}, files, later=TRAINED_BY)
 
 
+def _check_folder(run_folder: RunFolder, resume: bool) -> None:
+    if resume:
+        run_folder.check_same()
+        return
+    run_folder.check_own()
+    if run_folder.is_begun:
+        raise ConfigError(
+            f"'{run_folder.path}' holds a distillation already; go on by --resume, remove the folder, or name another."
+        )
+
+
 def _study(study: Study, folder: Path, console: Console) -> list[Round]:
     with Progress(console=console) as progress:
         return list(progress.track(rounds(study, folder), total=study.num_rounds, description="studying"))
+
+
+def _fit(
+    settings: Distillation,
+    classroom: Classroom,
+    lessons: Sequence[Lesson],
+    checkpoint: Path | None,
+    console: Console,
+) -> list[dict[str, float]]:
+    """Train the prefix on lessons, from a checkpoint if there is one; return loss by step."""
+    make_trainer = functools.partial(
+        DistillationTrainer,
+        classroom.bank,
+        settings.name,
+        objective=settings.objective,
+        train_dataset=lessons,
+        data_collator=classroom.collate,
+    )
+    num_tokens = sum(len(lesson.ids) for lesson in lessons)
+    history, _ = fit(make_trainer, settings, num_tokens, console, checkpoint)
+    return history
 
 
 def _split_lessons(studied: Sequence[Round]) -> tuple[list[Lesson], list[Lesson]]:
