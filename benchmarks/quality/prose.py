@@ -87,7 +87,7 @@ DOCUMENTS = """\
 Registers of 18 invented people, distilled by `antefix distill` with 1,500 lessons that the base asks itself about
 halves of the register, seen 20 times, and measured by 72 questions in four wordings that the base has never read; with
 the register in its context it answers them, nevertheless. Divergence is from the base with the whole register in its
-context, in nats a token.
+context, in nats per token.
 
 The number of lessons, their rate, how often they are seen and that they are of halves was chosen by three registers and
 their questions. Those that are "unseen" are three more, by which nothing was chosen; each of their nine prefixes, too,

@@ -103,7 +103,7 @@ def learn(run: Run, task: Task, adapted: Adapted) -> list[float]:
 
 
 def general_loss(adapted: Adapted, tokenizer: Any) -> float:
-    """Return the loss, in nats a token, on text that has nothing to do with the task, with what was trained on."""
+    """Return the loss, in nats per token, on text that has nothing to do with the task, with what was trained on."""
     ids = tokenizer(general_text(), add_special_tokens=False)["input_ids"][: GENERAL_LENGTH * GENERAL_ROWS]
     rows = torch.tensor(ids).view(GENERAL_ROWS, GENERAL_LENGTH)
     adapted.model.eval()

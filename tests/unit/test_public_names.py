@@ -13,6 +13,7 @@ def test_public_names() -> None:
         "ConfigError",
         "ContextLengthError",
         "DataError",
+        "DivergedError",
         "Prefix",
         "PrefixBank",
         "PrefixConfig",

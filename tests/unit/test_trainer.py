@@ -138,9 +138,7 @@ def test_the_text_that_training_started_from_is_kept(settings: dict[str, Any], t
     Trained(second, [second], {}).load(tmp_path)
     assert torch.equal(first(), second())
     without = antefix.PrefixEncoder(sites, replace(config, init="random", num_frozen_tokens=0))
-    with pytest.raises(
-        antefix.ConfigError, match=r"'prefix\.0\.(start|frozen)', and what is trained here has nothing"
-    ):
+    with pytest.raises(antefix.ConfigError, match=r"'prefix\.0\.(start|frozen)', and what is trained here has nothing"):
         Trained(without, [without], {}).load(tmp_path)
 
 
