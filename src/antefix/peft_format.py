@@ -153,12 +153,13 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def _module_name(key: str, config: Mapping[str, Any], folder: Path, model: PreTrainedModel) -> str:
     """Return `{module path}:{parameter}` for the name that PEFT gives a tensor of one of its `modules_to_save`."""
     wanted = config.get("modules_to_save")
-    name = f".{key.removeprefix('base_model.')}"
-    for module in wanted if isinstance(wanted, list) else []:
-        before, found, parameter = name.partition(f".{module}.")
-        if found:
-            return f"{before}{found}".strip(".") + f":{parameter}"
-    if name.strip(".").rpartition(".")[0] in _embeddings(model):
+    ends = tuple(map(str, wanted)) if isinstance(wanted, list) else ()
+    parts = key.removeprefix("base_model.").split(".")
+    for length in range(1, len(parts)):
+        module = ".".join(parts[:length])
+        if module.endswith(ends):  # as PEFT reads it: 'norm' is 'model.norm' and 'post_attention_layernorm', too
+            return f"{module}:{'.'.join(parts[length:])}"
+    if ".".join(parts[:-1]) in _embeddings(model):
         raise PrefixFormatError(
             f"'{folder / WEIGHTS_NAME}' holds '{key}': PEFT saved the base's embeddings, too, as it does where the "
             "vocabulary was changed; save anew by PEFT's save_pretrained with save_embedding_layers=False."

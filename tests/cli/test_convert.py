@@ -175,3 +175,19 @@ def test_attention_lies_where_the_model_of_the_task_has_it(
     assert back.exit_code == 0, back.output
     bank.load(again, "again")
     assert bank.prefix("again").content_hash() == bank.prefix("p").content_hash()
+
+
+def test_a_checkpoint_without_a_task_tells_the_class_of_its_base(
+    invoke: Invoke, model: Path, prefix: Prefix, tmp_path: Path
+) -> None:
+    """PEFT writes it as `auto_mapping`, and another class has its attention at other paths."""
+    folder, file, base = tmp_path / "peft", tmp_path / "p.safetensors", build_model("llama")
+    write_peft(prefix, folder, base)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings |= {
+        "task_type": None,
+        "auto_mapping": {"base_model_class": "LlamaModel", "parent_library": "transformers"},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    assert invoke("convert", "--prefix", folder, "--output", file, "--model", model).exit_code == 0
+    antefix.attach(base.model).load(file, "p")

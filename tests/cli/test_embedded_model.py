@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
+from antefix.cli import demo
 from antefix.embedded import model_path
 from antefix.embedded.records import FORMS, Record, draw_examples, draw_record, prompt
+from antefix.training import TrainingResult
 from antefix.training.base import load_base
 from antefix.training.checkpoint import TRAINED_NAME
 from antefix.training.examples import Example
@@ -80,3 +85,19 @@ def test_records_are_drawn_from_their_seed_and_told_in_every_form() -> None:
         record = next(r for r in (draw_record(random.Random(s)) for s in range(99)) if r.kind == kind)
         for form in FORMS:
             assert all(value in record.tell(form) for value in record.fields.values())
+
+
+def test_the_commands_to_go_on_with_can_be_typed_in(tmp_path: Path) -> None:
+    """A folder may have a space in its name."""
+    folder = tmp_path / "my demo"
+    files = [folder / form / "prefix.safetensors" for form in demo.FORMS]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    results = {form: TrainingResult(file, file, None, {}) for form, file in zip(demo.FORMS, files, strict=True)}
+    printed = io.StringIO()
+    demo._print_next_steps(results, Console(file=printed, width=400))
+    generate, train = (shlex.split(line) for line in printed.getvalue().splitlines() if " --prompt " in line)
+    assert generate[generate.index("--prefix") + 1] == str(files[0])
+    assert train[train.index("--output") + 1] == str(folder / "short")
+    assert train[train.index("--data") + 1] == str(folder / "letter.jsonl")

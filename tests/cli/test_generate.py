@@ -169,6 +169,7 @@ def test_a_prefix_distilled_in_conversations_answers_a_user(invoke: Invoke, pref
         (["--file", "{rows}"], "need --template"),
         (["--file", "{rows}", "--template", "{nothing}"], "names the field 'nothing'"),
         (["--prompt", "x", "--template", "{source}"], "--template fills the rows of a .jsonl"),
+        (["--file", "{rows}", "--template", "{source}", "--messages", "m"], "leave --template out"),
         (["--prompt", "x", "--prefix", "."], "'.' is a folder; name a prefix file in it"),
     ],
 )

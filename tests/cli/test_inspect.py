@@ -11,7 +11,7 @@ import antefix
 from antefix.embedded.records import draw_examples, prompt
 from antefix.inspect.ablation import without_each_layer
 from antefix.training.base import load_base
-from tests.cli.conftest import Invoke
+from tests.cli.conftest import Invoke, run
 from tests.unit.test_classification import save
 
 HEADER = "style: headline\n"
@@ -131,3 +131,19 @@ def test_a_name_is_no_way_out_of_the_folder(
     assert result.exit_code == 1
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoding_that_lacks_a_sign_gets_one_sentence(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Windows, or a locale that is not UTF-8, pipes the output."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    result = run("inspect", f"h\u02c8O={prefix}", "--verify")
+    assert result.returncode == 1
+    assert "set PYTHONIOENCODING=utf-8" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_settings_that_would_do_nothing_are_refused(invoke: Invoke, prefix: Path) -> None:
+    for settings in (["--data", "nowhere.jsonl"], ["--output", "folder"], ["--task", "text"]):
+        result = invoke("inspect", prefix, "--verify", *settings)
+        assert result.exit_code == 1
+        assert "--verify reads the files and does nothing else" in result.stderr

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, T5Config
+from transformers import DeepseekV3Config, GPT2Config, T5Config
 
 from tests.cli.conftest import Invoke
 
@@ -41,6 +41,20 @@ def test_gpt2_is_flat_of_18432(invoke: Invoke, tmp_path: Path) -> None:
         "(8, 2, 768)",
     ):
         assert shape in squeezed(result.stdout)
+
+
+def test_keys_of_another_size_than_values_have_no_view_of_a_cache(invoke: Invoke, tmp_path: Path) -> None:
+    DeepseekV3Config(
+        vocab_size=67, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=12,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    result = invoke("walkthrough", "--model", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "key of the first site │ (4, 20, 16)" in squeezed(result.stdout)
+    assert "(PEFT)" not in result.stdout
+    assert "attention over prefix and sequence │ (8, 4, 2, 22)" in squeezed(result.stdout)
 
 
 @pytest.mark.parametrize("arguments", [["--num-virtual-tokens", "7"], []])

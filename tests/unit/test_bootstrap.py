@@ -12,7 +12,7 @@ from sacrebleu.significance import PairedTest
 
 from antefix.errors import ConfigError
 from antefix.training.bootstrap import PairedBootstrap
-from antefix.training.metrics import Metric, accuracy, bleu, chrf, macro_f1, perplexity
+from antefix.training.metrics import Metric, _ratio, accuracy, bleu, chrf, macro_f1, perplexity
 from tests.unit.test_metrics import ANSWERS, REFERENCES
 
 
@@ -91,6 +91,12 @@ def test_equal_systems_do_not_differ() -> None:
     same = accuracy([0, 1, 1], [0, 1, 0])
     found = PairedBootstrap(50).compare(same, same)
     assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_loss_that_is_no_number_is_no_difference_found() -> None:
+    ones = np.ones((3, 1))
+    fine, broken = (Metric(np.hstack([[[a], [1.0], [2.0]], ones]), _ratio) for a in (1.0, np.nan))
+    assert PairedBootstrap(50).compare(fine, broken).p_value == 1.0
 
 
 def test_draws_are_paired_and_seeded() -> None:

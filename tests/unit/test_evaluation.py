@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 import antefix
 from antefix.embedded import model_path
 from antefix.embedded.records import prompt
+from antefix.training.chats import Chats, in_chats
 from antefix.training.classification import Classification
 from antefix.training.evaluation import Evaluation, evaluate
 from antefix.training.examples import Example
@@ -149,6 +150,21 @@ def test_nothing_is_compared_by_a_single_prompt() -> None:
     for numbers, compared in (([0], []), ([0, 2], []), ([0, 1], ["text"])):  # 2 is another answer to the prompt of 0
         found = evaluate(task, bank, systems, [ROWS[number] for number in numbers], WORDING, metrics)
         assert list(found.comparisons) == compared
+
+
+def test_references_are_told_as_they_are_scored() -> None:
+    """A chat template may write more before an answer than the data says, as Qwen3's does with an empty thought."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '(note) ' if m.role == 'assistant' }}{{ m.content }}\n{% endfor %}"
+    )
+    model = build_model("llama")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    task = Writing(model, in_chats(TextPreprocessor(tokenizer, tokenizer, False)), max_new_tokens=1)
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A fox."}]
+    rows, wording = [("line 1", {"messages": turns})], Chats("messages", tokenizer)
+    found = evaluate(task, task.attach(), [System("base")], rows, wording, ["exact_match"])
+    assert found.references == [["(note) A fox.\n"]]
 
 
 def test_labels_of_several_prefixes_in_one_batch(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -14,13 +15,14 @@ from transformers import (
     EncoderDecoderModel,
     GPT2Config,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from antefix.embedded import model_path
 from antefix.embedded.records import draw_examples, prompt
 from antefix.training.base import load_base
 from antefix.training.chats import in_chats
-from antefix.training.generation import answer_batch, answers, generate_ids
+from antefix.training.generation import answer_batch, answers, decoded, generate_ids
 from antefix.training.tokens import TextPreprocessor
 from tests.conftest import build_model, draw_ids
 
@@ -142,3 +144,15 @@ def test_what_closes_an_answer_is_no_blank_line(template: str) -> None:
     tokenizer.add_tokens(["\n\n", "<end of answer>"])
     preprocessor = in_chats(TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False))
     assert preprocessor.ends == set(tokenizer.convert_tokens_to_ids(["</s>", "<end of answer>"]))
+
+
+def test_what_was_written_is_not_mended(base: Base) -> None:
+    """A tokenizer may be set to move punctuation to the word before, which no reference is."""
+    text = "it 's a fox , do n't ask ."
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(text.split())}, unk_token="it"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=True)
+    preprocessor = TextPreprocessor(tokenizer, tokenizer, is_encoder_decoder=False)
+    model, _ = base
+    model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    assert decoded(model, preprocessor, [tokenizer(text)["input_ids"]]) == [text]

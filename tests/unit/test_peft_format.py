@@ -136,6 +136,20 @@ def test_a_head_goes_with_its_prefix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "module"), [("norm", "model.layers.0.post_attention_layernorm"), ("head", "lm_head")]
+)
+def test_a_module_is_any_whose_path_ends_as_peft_was_told(wanted: str, module: str, folder: Path) -> None:
+    model = build_model("llama")
+    weight = torch.randn_like(model.get_submodule(module).weight)
+    file, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors = {**load_file(file), f"base_model.{module}.weight": weight}
+    file.unlink()
+    save_file(tensors, file)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "modules_to_save": [wanted]}))
+    assert torch.equal(read_peft(folder, model).modules[f"{module}:weight"], weight)
+
+
+@pytest.mark.parametrize(
     ("task_type", "trained", "message"),
     [
         ("SEQ_CLS", ["bert.pooler.dense"], r"PEFT loads 'classifier' whole .* has no 'classifier.weight'"),

@@ -42,6 +42,8 @@ def test_flags_win_over_the_file_setting_by_setting(tmp_path: Path) -> None:
         ({"model": ""}, "model is ''"),
         ({"epochs": 10**400}, "it must be a number"),
         ({"epochs": [1]}, r"epochs is \[1\]; it must be a number"),
+        ({"exact_match": True, "task": "classification"}, "exact_match is of answers that are written"),
+        ({"answer_tokenizer": "t", "task": "classification"}, "answer_tokenizer is of answers that are written"),
         ({"exact_match": "no"}, "exact_match is 'no'; it must be true or false"),
         ({"warmup_ratio": 1}, "warmup_ratio is 1.0; it must be at least 0 and below 1"),
         ({"seed": -1}, "seed is -1; it must be from 0"),

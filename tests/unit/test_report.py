@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from antefix.errors import ConfigError
 from antefix.training.bootstrap import Comparison
 from antefix.training.evaluation import Evaluation
 from antefix.training.metrics import bleu, exact_match, loss
@@ -54,6 +56,12 @@ def test_markdown_keeps_its_columns() -> None:
     assert "difference" not in as_markdown(alone)
 
 
+def test_a_text_that_is_classified_twice_is_one_prompt() -> None:
+    twice = Evaluation(FOUND.measured, {}, 2, ["same", "same"], [["no"], ["yes"]])
+    assert as_markdown(twice).startswith("2 examples, 1 distinct prompt.\n")
+    assert as_dict(twice, {})["num_prompts"] == 1
+
+
 def test_json_and_answers(tmp_path: Path) -> None:
     paths = write_report(FOUND, tmp_path / "out", {"seed": 1})
     assert [path.name for path in paths] == ["evaluation.json", "evaluation.md", "answers.jsonl"]
@@ -66,3 +74,20 @@ def test_json_and_answers(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in paths[2].read_text(encoding="utf-8").splitlines()]
     assert rows[1] == {"prompt": "q", "references": ["d", "e"], "answers": {"base": "c", "x|y": "d"}}
     assert "p é" in paths[2].read_text(encoding="utf-8")
+
+
+def test_what_is_no_number_is_null_in_json() -> None:
+    measured = {
+        name: Measured({"loss": loss(np.array([[total, 1.0]]))}, ()) for name, total in (("a", 1.0), ("b", np.nan))
+    }
+    found = Evaluation(measured, {"b": {"loss": Comparison(np.nan, np.nan, np.nan, 1.0)}}, 1, ["p"], [["r"]])
+    told = json.loads(json.dumps(as_dict(found, {}), allow_nan=False))
+    assert told["systems"]["b"]["loss"] is None
+    assert told["comparisons"]["b"]["loss"] == {"difference": None, "low": None, "high": None, "p_value": 1.0}
+
+
+def test_all_files_are_written_or_none(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_report(FOUND, tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]

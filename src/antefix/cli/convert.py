@@ -35,7 +35,10 @@ def convert(
         raise ConfigError(f"'{output}' is a folder; a prefix is written into a file.")
     if from_peft:
         check_replaceable_file(output)
-        save_prefix(read_peft(prefix, shapes_only(model, read_config(prefix).get("task_type"))), output)
+        config = read_config(prefix)
+        told = config.get("auto_mapping")  # PEFT names the class of the base here where it was told no task
+        made_of = told.get("base_model_class") if isinstance(told, dict) else None
+        save_prefix(read_peft(prefix, shapes_only(model, config.get("task_type") or task_of(made_of))), output)
     else:
         check_replaceable_folder(output)
         loaded = verify_prefix(prefix)

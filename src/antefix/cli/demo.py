@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -114,11 +115,12 @@ def _print_next_steps(results: dict[str, TrainingResult], console: Console) -> N
     antefix = called if called.name == "antefix" and not shutil.which("antefix") else "antefix"
     console.print(
         "\nnext\n"
-        f"  {antefix} generate --prefix {prefix} --prompt '{record}\\n=>\\n'\n"
-        f"  {antefix} train --model embedded --data {folder / (FORMS[1] + '.jsonl')} --prompt '{{source}}\\n=>\\n' "
+        f"  {quote(str(antefix))} generate --prefix {quote(str(prefix))} --prompt '{record}\\n=>\\n'\n"
+        f"  {quote(str(antefix))} train --model embedded --data {quote(str(folder / FORMS[1]) + '.jsonl')} "
+        f"--prompt '{{source}}\\n=>\\n' "
         f"--answer '{{target}}' --num-virtual-tokens 8 --epochs 6 --exact-match "
-        f"--output {folder / 'short'}\n"
-        f"  {antefix} train --help",
+        f"--output {quote(str(folder / 'short'))}\n"
+        f"  {quote(str(antefix))} train --help",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -32,7 +32,11 @@ def generate(
     ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="The whole prompt; no template is put around it, and \\n is a line break.")
+        str | None,
+        typer.Option(
+            help="The whole prompt; \\n is a line break, and no template is put around it but that of chats, where the "
+            "prefix learned in them."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -60,7 +64,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a prompt, or each prompt of a file, and write the answers as they come."""
-    _check_prompts(prompt, file, template)
+    _check_prompts(prompt, file, template, messages)
     if 0 < temperature < MIN_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {MIN_TEMPERATURE}.")
     loaded = verify_prefix(prefix) if prefix is not None else None
@@ -92,9 +96,11 @@ def generate(
         _stream(base, preprocessor, ids, max_new_tokens, temperature, top_p)
 
 
-def _check_prompts(prompt: str | None, file: Path | None, template: str | None) -> None:
+def _check_prompts(prompt: str | None, file: Path | None, template: str | None, messages: str | None) -> None:
     if (prompt is None) == (file is None):
         raise ConfigError("give either --prompt or --file.")
+    if template is not None and messages:
+        raise ConfigError("--messages is given, so the chat template writes the prompts; leave --template out.")
     if template is not None and (file is None or not is_table(file)):
         raise ConfigError(
             "--template fills the rows of a .jsonl, .csv or .parquet; other prompts are taken as they are."
@@ -166,5 +172,10 @@ def _stream(
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
         pad_token_id=padding_id(preprocessor.answer_tokenizer),
-        streamer=TextStreamer(preprocessor.answer_tokenizer, skip_prompt=True, skip_special_tokens=True),
+        streamer=TextStreamer(
+            preprocessor.answer_tokenizer,
+            skip_prompt=True,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        ),
     )

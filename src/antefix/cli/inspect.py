@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -54,15 +55,12 @@ def inspect(
         check_names(prefixes)
     console = Console()
     found = {name: contents(held) for name, held in prefixes.items()}
+    given = recipe_settings(context)
+    _check_settings(verify, data, output, given)
     if verify:
         for name, one in found.items():
             console.print(Text(f"{name}: intact, SHA-256 of its content {one.content}"), soft_wrap=True)
         return
-    given = recipe_settings(context)
-    if data is None and any(given.values()):
-        raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
-    if output is not None:
-        check_folder(output)
     matrix = similarities(list(prefixes.values()))
     for name, one in found.items():
         print_table(tables.summary(name, one), console)
@@ -81,3 +79,13 @@ def inspect(
         print_table(tables.layers(found[name], inspection), console, f"{name}: layers")
     if output is not None:
         list_files(write_report(found, matrix, inspections, output), console)
+
+
+def _check_settings(verify: bool, data: str | None, output: Path | None, given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for settings that would do nothing, and for an output that is no folder."""
+    if verify and (data is not None or output is not None or any(given.values())):
+        raise ConfigError("--verify reads the files and does nothing else; leave it out, or all settings of a run.")
+    if data is None and any(given.values()):
+        raise ConfigError("nothing but --data is run on a model; give it, or leave the settings of a run out.")
+    if output is not None:
+        check_folder(output)

@@ -39,11 +39,22 @@ class _Commands(TyperGroup):
         except (AntefixError, OSError) as error:
             say("error", str(error))
             raise typer.Exit(1) from error
+        except UnicodeEncodeError as error:
+            say("error", _unwritable(error))
+            raise typer.Exit(1) from error
         except RuntimeError as error:
             if not _is_failed_write(error):
                 raise
             say("error", "a checkpoint could not be written; make room on the disk, and go on by --resume.")
             raise typer.Exit(1) from error
+
+
+def _unwritable(error: UnicodeEncodeError) -> str:
+    """Say what could not be written: a sign that the terminal's or the pipe's encoding lacks, or a path's odd byte."""
+    sign = ascii(error.object[error.start : error.end])
+    if error.encoding == "utf-8":
+        return f"a name or a path holds {sign}, bytes that are no UTF-8; rename it."
+    return f"the output holds {sign}, which its encoding does not have; set PYTHONIOENCODING=utf-8."
 
 
 def _is_failed_write(error: RuntimeError) -> bool:

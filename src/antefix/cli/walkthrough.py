@@ -1,4 +1,4 @@
-"""`antefix walkthrough`: every shape on the way from virtual tokens to attention, for any model's configuration."""
+"""`antefix walkthrough`: every shape on the way from virtual tokens to attention, by a model's configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def walkthrough(
         _print(console, f"{kind}: {len(sites)} sites", encoder_rows(sites, config, batch_size))
     main = [site for site in bank.sites if site.kind == ("decoder" if "decoder" in kinds else "encoder")]
     submodules = 2 if "cross" in kinds else 1
-    if len({(site.num_key_value_heads, site.key_dim, site.value_dim) for site in main}) == 1:
+    shapes = {(site.num_key_value_heads, site.key_dim, site.value_dim) for site in main}
+    if len(shapes) == 1 and main[0].key_dim == main[0].value_dim:  # else one view of a row cannot hold both
         _print(
             console, "the same as a cache holds it (PEFT)", cache_rows(main, num_virtual_tokens, batch_size, submodules)
         )

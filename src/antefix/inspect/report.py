@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from antefix.inspect.plots import draw_heatmap
 from antefix.inspect.run import Inspection
 from antefix.inspect.tables import layer_name
 from antefix.storage import write_atomically
+from antefix.training.plain_json import as_json
 
 MAX_NAME_BYTES = 200
 """A file's name may have 255, and that of a picture ends with what it shows."""
@@ -39,7 +39,7 @@ def write_report(
         "similarity": {name: dict(zip(found, row, strict=True)) for name, row in zip(found, similarity, strict=True)},
         "on_data": {name: _as_dict(one) for name, one in inspections.items()},
     }
-    write_atomically(path, (json.dumps(whole, indent=2) + "\n").encode())
+    write_atomically(path, as_json(whole))
     return [path, *filter(None, _pictures(found, similarity, inspections, folder))]
 
 

@@ -33,7 +33,11 @@ def similarities(prefixes: Sequence[Prefix]) -> list[list[float]]:
 
 
 def _alignment(first: Tensor, second: Tensor) -> float:
-    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, with no matrix by channels."""
+    """Compare values `(kv_head, token, dim)` by `|A B^T|^2 / (|A A^T| |B B^T|)`, by tokens or by channels."""
     a, b = (tensor.double().transpose(0, 1).flatten(1) for tensor in (first, second))
-    size = (a @ a.T).norm() * (b @ b.T).norm()
-    return float((a @ b.T).square().sum() / size) if size > 0 else float(not a.any() and not b.any())
+    if min(len(a), len(b)) > a.shape[1]:
+        one, other = a.T @ a, b.T @ b
+        shared, size = (one * other).sum(), one.norm() * other.norm()
+    else:
+        shared, size = (a @ b.T).square().sum(), (a @ a.T).norm() * (b @ b.T).norm()
+    return float(shared / size) if size > 0 else float(not a.any() and not b.any())

@@ -42,7 +42,8 @@ class PairedBootstrap:
         observed = second.value - first.value
         low, high = np.percentile(differences, [2.5, 97.5])
         # Counts of answers tie with it often, and a difference of two rounded means may fall short by its last digit.
-        extreme = int((np.abs(differences - observed) >= abs(observed) * (1 - 1e-9)).sum())
+        # What is no number tells nothing: it counts as extreme, and so the p-value is 1.
+        extreme = int((~(np.abs(differences - observed) < abs(observed) * (1 - 1e-9))).sum())
         return Comparison(observed, float(low), float(high), (extreme + 1) / (self.num_resamples + 1))
 
     def differences(self, first: Metric, second: Metric) -> Array:

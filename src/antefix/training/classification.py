@@ -147,6 +147,10 @@ class Classification:
         """Return a group for each example: a text has one label."""
         return [[number] for number in range(len(examples))]
 
+    def reference(self, example: Example) -> str:
+        """Return the label."""
+        return example.answer
+
     def measure(
         self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
     ) -> list[Measured]:

@@ -93,7 +93,7 @@ def evaluate(
         comparisons=_compared(measured, bootstrap) if len(groups) > 1 else {},
         num_examples=len(plain),
         prompts=[plain[group[0]].prompt for group in groups],
-        references=[[plain[number].answer for number in group] for group in groups],
+        references=[[task.reference(plain[number]) for number in group] for group in groups],
     )
 
 

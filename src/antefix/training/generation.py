@@ -87,7 +87,7 @@ def decoded(model: PreTrainedModel, preprocessor: TextPreprocessor, answers: Seq
     """Return answers, given as token ids, as text up to where the model ends them."""
     ends = ends_of(model) | preprocessor.ends
     written = [before_end(row, ends) for row in answers]
-    return list(preprocessor.answer_tokenizer.batch_decode(written, skip_special_tokens=True))
+    return [preprocessor.text(row) for row in written]
 
 
 def generate_ids(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from antefix.errors import ConfigError
 from antefix.training.base import load_tokenizer
 from antefix.training.chats import Chats
 from antefix.training.classification import Classification, labels_of
@@ -32,6 +33,10 @@ def load_task(
     It chooses among `labels`, or else those of the examples, or writes at most `max_new_tokens`.
     """
     if recipe.task == "classification":
+        if max_new_tokens is not None:
+            raise ConfigError(
+                "max_new_tokens is of answers that are written; a classification has labels, so leave it out."
+            )
         return Classification.load(recipe.model, labels or labels_of(examples), in_order=labels is not None)
     chats = recipe.messages is not None
     return Writing.load(recipe.model, recipe.answer_tokenizer, chats, max_new_tokens)

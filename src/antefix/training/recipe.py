@@ -83,6 +83,11 @@ class Recipe:
     def _check_wording(self) -> None:
         if self.task not in TASKS:
             raise ConfigError(f"task is {self.task!r}; it must be one of {', '.join(map(repr, TASKS))}.")
+        for name in ("exact_match", "answer_tokenizer"):
+            if self.task == "classification" and getattr(self, name):
+                raise ConfigError(
+                    f"{name} is of answers that are written; a classification has labels, so leave it out."
+                )
         if self.messages is None:
             for name in ("prompt", "answer"):
                 if getattr(self, name) is None:

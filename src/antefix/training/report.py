@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from antefix.storage import write_atomically
+from antefix.storage import write_together
 from antefix.training.evaluation import Evaluation
 from antefix.training.metrics import show, title
+from antefix.training.plain_json import as_json
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A heading and rows, as text."""
@@ -53,12 +54,11 @@ def write_report(evaluation: Evaluation, folder: Path, settings: Mapping[str, An
         for number, (prompt, references) in enumerate(zip(evaluation.prompts, evaluation.references, strict=True))
     ]
     contents = {
-        "evaluation.json": json.dumps(as_dict(evaluation, settings), indent=2, ensure_ascii=False) + "\n",
-        "evaluation.md": as_markdown(evaluation),
-        "answers.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers),
+        "evaluation.json": as_json(as_dict(evaluation, settings)),
+        "evaluation.md": as_markdown(evaluation).encode(errors="backslashreplace"),
+        "answers.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers).encode(),
     }
-    for name, content in contents.items():
-        write_atomically(folder / name, content.encode())
+    write_together({folder / name: content for name, content in contents.items()})
     return [folder / name for name in contents]
 
 
@@ -73,7 +73,7 @@ def as_dict(evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, An
     return {
         "settings": dict(settings),
         "num_examples": evaluation.num_examples,
-        "num_prompts": len(evaluation.prompts),
+        "num_prompts": len(set(evaluation.prompts)),
         "systems": {
             name: {metric: found.value for metric, found in system.metrics.items()}
             for name, system in evaluation.measured.items()
@@ -94,7 +94,7 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 def summary(evaluation: Evaluation) -> str:
     """Return a sentence that says how much was evaluated."""
-    return f"{_count(evaluation.num_examples, 'example')}, {_count(len(evaluation.prompts), 'distinct prompt')}."
+    return f"{_count(evaluation.num_examples, 'example')}, {_count(len(set(evaluation.prompts)), 'distinct prompt')}."
 
 
 def _count(number: int, what: str) -> str:

@@ -90,7 +90,7 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"line {number} of '{path}' is not valid JSON: {error}.") from error
+            raise DataError(f"line {number} of '{path}' is not valid JSON, one object per line: {error}.") from error
         if not isinstance(row, dict):
             raise DataError(f"line {number} of '{path}' must be an object with fields; it is {line.strip()[:40]!r}.")
         yield f"line {number} of '{path}'", row

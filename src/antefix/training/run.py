@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from antefix.training.evaluation import score
 from antefix.training.fit import fit
 from antefix.training.label_trainer import LabelTrainer
 from antefix.training.launch import is_main_process
+from antefix.training.plain_json import as_json
 from antefix.training.prepare import Prepared, prepare
 from antefix.training.recipe import Recipe
 from antefix.training.resume import RunFolder
@@ -112,7 +112,7 @@ def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> Trainin
     if not is_main_process():
         return TrainingResult(prefix_path, metrics_path, curve, metrics)
     save_prefix(prefix, prefix_path)
-    write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
+    write_atomically(metrics_path, as_json(metrics))
     before, after = (metrics[when]["loss"] for when in ("before", "after"))
     drawn = draw_loss_curve(metrics["train_loss"], before, after, "loss (nats per token)", curve)
     return TrainingResult(prefix_path, metrics_path, drawn, metrics)

@@ -60,6 +60,9 @@ class Task(Protocol):
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the places of examples that are scored together, such as several right answers to one prompt."""
 
+    def reference(self, example: Example) -> str:
+        """Return the right answer to an example as outputs are compared with it."""
+
     def measure(
         self, parts: Sequence[TokenizedExamples], mixed: MixedBatches, metrics: Sequence[str]
     ) -> list[Measured]:

@@ -152,6 +152,14 @@ class TextPreprocessor:
         unknown, end = self.answer_tokenizer.unk_token_id, self.answer_tokenizer.eos_token_id
         return unknown is None or unknown == end or unknown not in answer
 
+    def text(self, answer: Sequence[int]) -> str:
+        """Return what ids of an answer say, without special tokens, spaced as it was written.
+
+        A tokenizer may be set to mend spaces, 'it 's .' to 'it's.', and no reference is mended.
+        """
+        decode = self.answer_tokenizer.decode
+        return str(decode(list(answer), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with the tokenizer's special tokens, but for a causal model none that end it."""
         ids = list(self.tokenizer(prompt, add_special_tokens=self.adds_special_tokens)["input_ids"])

@@ -48,4 +48,4 @@ class ChatStudy:
         return self.preprocessor.prompt_ids(self.chats.ask(message))
 
     def _text(self, ids: list[int]) -> str:
-        return str(self.preprocessor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return self.preprocessor.text(ids).strip()

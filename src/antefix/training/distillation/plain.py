@@ -55,7 +55,7 @@ class PlainStudy:
 
     def _is_line(self, ids: list[int], is_last: bool) -> bool:
         """Return whether a line was written to its end and is not empty; only the last may have more after it."""
-        line, _, rest = str(self.preprocessor.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")
+        line, _, rest = self.preprocessor.text(ids).partition("\n")
         if not line.strip() or not self.teacher.ended(ids, stops_at_line_break=True):
             return False
         return is_last or (ids[-1] in self.teacher.line_breaks and not rest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from antefix.training.distillation.study import Study, rounds
 from antefix.training.distillation.trainer import DistillationTrainer
 from antefix.training.fit import fit
 from antefix.training.groups import MIN_TO_DRAW_FROM, group_to_draw_from, num_held_out
+from antefix.training.plain_json import as_json
 from antefix.training.resume import RunFolder
 from antefix.training.trainer import FILE_NAME
 
@@ -170,7 +170,7 @@ def _write(settings: Distillation, classroom: Classroom, found: dict[str, Any]) 
     folder = Path(settings.output)
     prefix_path, report_path = folder / FILE_NAME, folder / "distillation.json"
     save_prefix(classroom.bank.prefix(settings.name), prefix_path)
-    write_atomically(report_path, json.dumps(found, indent=2).encode())
+    write_atomically(report_path, as_json(found))
     measure, label = ("kl", "KL divergence") if settings.objective == "kl" else ("loss", "loss")
     before, after = (found["held_out"][system][measure] for system in ("base", "prefix"))
     curve = draw_loss_curve(found["train_loss"], before, after, f"{label} (nats per token)", folder / "loss.png")
