@@ -107,12 +107,8 @@ class Heads:
         self._in_use.leave_checkpoints(self._layers)
         self._replacements, self._layers, self._hooks = [], [], []
 
-    def _base(self) -> dict[str, nn.Module]:
-        """Return the base's modules by path, without what trains beside them."""
-        return {path: module for path, module in self.model.named_modules() if path.split(".")[0] != MODULE_NAME}
-
     def _find(self, wanted: str) -> str:
-        paths = [path for path in self._base() if path == wanted or path.endswith(f".{wanted}")]
+        paths = [path for path in base_modules(self.model) if path == wanted or path.endswith(f".{wanted}")]
         if len(paths) != 1:
             found = " and ".join(f"'{path}'" for path in paths) or "none"
             raise ConfigError(
@@ -156,8 +152,10 @@ class Heads:
 
         self._hooks += [layer.register_forward_pre_hook(remember) for layer in layers]
         self._layers += layers
+        parents = itertools.accumulate(path.split(".")[:-1], "{}.{}".format)
+        is_in_attention = any(is_switched(self.model.get_submodule(parent)) for parent in parents)
         choices = functools.partial(self._choices, path)
-        self._replacements.append(Replacement(path, module, choices))
+        self._replacements.append(Replacement(path, module, choices, is_in_attention))
 
     def _choices(self, path: str) -> list[nn.Module | None]:
         """Return the copy that computes in place of the module at this path, for each prefix in use."""
@@ -173,7 +171,7 @@ class Heads:
         return any(replacement.is_of(module) for replacement in self._replacements)
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-        modules = self._base()
+        modules = base_modules(self.model)
         if path not in modules or self._holds_attention(path) or not _has_parameters(modules[path]):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         base = _computing(modules[path])
@@ -193,6 +191,11 @@ class Heads:
     def _selected(self) -> Sequence[Mapping[str, nn.Module]]:
         """Return the copies, by path, of each prefix that this thread uses now, in the order of its selection."""
         return [self._copies.get(name or "", {}) for name in names_of(self.selection())]
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a base model by path, without those that train beside them."""
+    return {path: module for path, module in model.named_modules() if path.split(".")[0] != MODULE_NAME}
 
 
 def _overlap(paths: Iterable[str]) -> str | None:

@@ -70,12 +70,14 @@ def outer_mask(model: PreTrainedModel, stack: PreTrainedModel) -> OuterMask | No
 def counted(mask: Tensor, past: int | Tensor, length: int, skips_holes: bool = False) -> Tensor:
     """Return the positions `(batch, token)` of the last `length` tokens, from the first one that the mask shows.
 
-    What it hides between two of them has a position, as the bare base gives it one, unless the stack skips it.
+    What it hides between two of them has a position, as the bare base gives it one, unless the stack skips it; what it
+    hides behind the last one has that one's, so that padding needs no room.
     """
     running = mask.bool().cumsum(-1)
     if not skips_holes:
         padding = (running == 0).sum(-1, keepdim=True)
-        return (torch.arange(length, device=mask.device) + past - padding).clamp(min=0)
+        last = (running < running[:, -1:]).sum(-1, keepdim=True)
+        return ((torch.arange(length, device=mask.device) + past).minimum(last) - padding).clamp(min=0)
     if isinstance(past, int):  # a mask may be as long as a static cache
         running = running[:, : past + length]
     return (running[:, -length:] - 1).clamp(min=0)

@@ -21,7 +21,7 @@ from antefix.peft_heads import modules_to_save
 from antefix.peft_layout import PeftLayout, flatten, layout_for, peft_sites
 from antefix.prefix import DTYPES, EXPECTED_DTYPES, Prefix, base_fingerprint, own_copy
 from antefix.sites import Kind, Site, discover_sites, text_sites
-from antefix.storage import read_tensors, write_together
+from antefix.storage import are_finite, read_tensors, write_together
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -90,7 +90,7 @@ def write_peft(
     layout = layout_for(prefix, chosen, 2 if model.config.is_encoder_decoder else 1)
     tensors = {_FLAT: own_copy(flatten(prefix, chosen, layout))}
     tensors |= {f"base_model.{name.replace(':', '.')}": own_copy(tensor) for name, tensor in prefix.modules.items()}
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    if not are_finite(tensors.values()):
         raise PrefixFormatError(f"the prefix for '{folder}' holds numbers that are not finite, so it was not written.")
     task_type = task_type or _task_type(prefix, model, chosen[0].kind)
     if task_type not in _TASK_TYPES:
@@ -145,8 +145,8 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise PrefixFormatError(f"'{path}' holds '{name}' as {tensor.dtype}; {EXPECTED_DTYPES}.")
-        if not bool(tensor.isfinite().all()):
-            raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
+    if not are_finite(tensors.values()):
+        raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return tensors
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from antefix.errors import ConfigError
-from antefix.heads import MODULE_NAME
+from antefix.heads import base_modules
 from antefix.prefix import Prefix
 
 _HEADS = {
@@ -30,7 +30,7 @@ def modules_to_save(prefix: Prefix, model: PreTrainedModel, task_type: str) -> l
             f"PEFT loads a checkpoint of task_type='{task_type}' only with a trained head, and this prefix "
             "has none; name another task_type."
         )
-    base = {path: module for path, module in model.named_modules() if path.split(".")[0] != MODULE_NAME}
+    base = base_modules(model)
     added = _HEADS.get(task_type, ())
     for path in sorted(_ending_as(base, {*trained, *added})):
         _check_whole(path, base[path], prefix, task_type)

@@ -20,9 +20,16 @@ class Replacement:
     `choices` returns, at each forward, one module for all rows or one for each; None is the replaced module itself.
     """
 
-    def __init__(self, path: str, module: nn.Module, choices: Callable[[], Sequence[nn.Module | None]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        module: nn.Module,
+        choices: Callable[[], Sequence[nn.Module | None]],
+        is_in_attention: bool = False,
+    ) -> None:
         self.path = path
         self.module = module
+        self._is_in_attention = is_in_attention
         self._choices = choices
         self._own = vars(module).get("forward")
         self._is_undone = False
@@ -58,7 +65,10 @@ class Replacement:
         modules = dict.fromkeys(choices)
         if len(modules) == 1:
             return answer(choices[0], args, kwargs)
-        batch = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), 0)
+        inputs = (*args, *kwargs.values())
+        if self._is_in_attention and not any(map(is_float, inputs)):  # distances, as T5's, which have no rows
+            raise self._refusal()
+        batch = next((len(value) for value in inputs if isinstance(value, Tensor) and value.ndim), 0)
         chosen = rows_of(choices, batch)
         answered: dict[int, Tensor] = {}
         for module in modules:
@@ -66,11 +76,12 @@ class Replacement:
             own = [_rows_of(value, rows, batch) for value in args]
             output = answer(module, own, {name: _rows_of(value, rows, batch) for name, value in kwargs.items()})
             if not isinstance(output, Tensor) or len(output) != len(rows):
-                raise ConfigError(
-                    f"rows cannot use trained modules '{self.path}' of several prefixes; run each on its own."
-                )
+                raise self._refusal()
             answered.update(zip(rows, output, strict=True))
         return torch.stack([answered[row] for row in range(batch)])
+
+    def _refusal(self) -> ConfigError:
+        return ConfigError(f"rows cannot use trained modules '{self.path}' of several prefixes; run each on its own.")
 
 
 def _rows_of(value: Any, rows: Sequence[int], batch: int) -> Any:

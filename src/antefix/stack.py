@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from antefix.attention.carrier import Carrier
+from antefix.attention.carrier import Carrier, checkpoints
 from antefix.attention.state import NO_PREFIXES, ForwardPrefixes, KeysAndValues
 from antefix.attention.together import Together
 from antefix.errors import ConfigError, UnsupportedModelError, no_copies_of
@@ -50,7 +50,6 @@ class Stack:
         self.positions = StackPositions(module, outer)
         self.has_rows_of_batch = self.positions.reads_tokens or encodes_rows
         self.together = Together()
-        self.checkpointed = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]
         self.parameters = list(inspect.signature(module.forward).parameters)
         self.hooks = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -109,27 +108,27 @@ class Stack:
             return NO_PREFIXES
         used, prefixes = list(here), tuple(here.values())
         if self.module.training and any(map(_trains, prefixes)):
-            _refuse_reentrant_checkpointing(self.checkpointed)
+            _refuse_reentrant_checkpointing(self.module.modules())
         lengths = [self._length(prefix) for prefix in prefixes]
-        numbers = [used.index(name) if name in here else -1 for name in names_of(selection)]
-        rows = tuple(self._rows(numbers, batch))
+        chosen = [used.index(name) if name in here else -1 for name in names_of(selection)]
+        prefix_indices = tuple(self._of_rows(chosen, batch))
         relative = None
         if any(lengths):
-            relative = self.positions.shift(inputs, [0 if row < 0 else lengths[row] for row in rows])
-        return ForwardPrefixes(prefixes, rows, relative, self.together.for_cache(prefixes, cache))
+            relative = self.positions.shift(inputs, [0 if index < 0 else lengths[index] for index in prefix_indices])
+        return ForwardPrefixes(prefixes, prefix_indices, relative, self.together.for_cache(prefixes, cache))
 
-    def _rows(self, numbers: Sequence[int], batch: int) -> Sequence[int]:
-        """Return the number of the prefix of each row of this stack."""
-        if self.has_rows_of_batch and len(numbers) > 1:
-            return rows_of(numbers, batch)
-        if len(set(numbers)) == 1:
-            return [numbers[0]] * batch
-        if len(numbers) != batch:  # also a multiple may be images, which need not be dealt out evenly
+    def _of_rows(self, chosen: Sequence[int], batch: int) -> Sequence[int]:
+        """Return the index of a prefix for each row of this stack, -1 for none."""
+        if self.has_rows_of_batch and len(chosen) > 1:
+            return rows_of(chosen, batch)
+        if len(set(chosen)) == 1:
+            return [chosen[0]] * batch
+        if len(chosen) != batch:  # also a multiple may be images, which need not be dealt out evenly
             raise ConfigError(
-                f"prefixes are chosen for {len(numbers)} rows, but the {batch} rows of {type(self.module).__name__}, "
+                f"prefixes are chosen for {len(chosen)} rows, but the {batch} rows of {type(self.module).__name__}, "
                 "such as images, are not those of the batch; all rows need the same prefix there, or give one name."
             )
-        return numbers
+        return chosen
 
     def _length(self, prefix: KeysAndValues) -> int:
         """Return by how much a prefix moves the tokens of this stack: by nothing where it has no self-attention."""
@@ -148,12 +147,14 @@ def _trains(prefix: KeysAndValues) -> bool:
     return torch.is_grad_enabled() and any(part.requires_grad for pair in prefix.pairs.values() for part in pair)
 
 
-def _refuse_reentrant_checkpointing(modules: Sequence[nn.Module]) -> None:
-    """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix."""
-    for module in modules:
-        own = vars(module)  # far quicker than getattr, which asks a module for everything that it has not
-        checkpoint = own.get("_gradient_checkpointing_func") if own.get("gradient_checkpointing") else None
-        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+def _refuse_reentrant_checkpointing(modules: Iterable[nn.Module]) -> None:
+    """Reentrant checkpointing loses the gradients of everything but a layer's inputs, so of every prefix.
+
+    PyTorch does so unless Transformers tells it otherwise.
+    """
+    for module, _, checkpoint in checkpoints(modules):
+        is_on = vars(module).get("gradient_checkpointing")  # None of PyTorch's wrapper, which says what it does
+        if is_on is not False and getattr(checkpoint, "keywords", {}).get("use_reentrant", is_on):
             raise UnsupportedModelError(
                 "reentrant gradient checkpointing drops the gradients of a prefix; enable it with "
                 "{'use_reentrant': False}."

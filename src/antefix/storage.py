@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,7 +40,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike[str]) -> None:
     for site in prefix.sites:
         for part, held in (("key", prefix.keys), ("value", prefix.values)):
             tensors[f"{site.path}.{part}"] = own_copy(held[site.path])
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    if not are_finite(tensors.values()):
         raise PrefixFormatError(
             f"the prefix for '{path}' holds numbers that are not finite, so it was not saved; where training diverged, "
             "lower the learning rate."
@@ -238,9 +238,14 @@ def _assemble(
         told = _short(header.get("num_virtual_tokens"))
         raise PrefixFormatError(f"'{path}' names {told} virtual tokens and holds {prefix.num_virtual_tokens}.")
     _check_at_most(MAX_VIRTUAL_TOKENS, prefix.num_virtual_tokens, "virtual tokens", f"'{path}'")
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    if not are_finite(tensors.values()):
         raise PrefixFormatError(f"'{path}' holds numbers that are not finite.")
     return prefix
+
+
+def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether tensors hold neither NaN nor infinity."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _check_at_most(most: int, held: int, of: str, what: str) -> None:

@@ -311,3 +311,17 @@ def test_heads_that_answer_with_more_than_a_tensor_cannot_share_a_batch() -> Non
         assert model(draw_ids(2, 6)).shape[0] == 2
     with bank.use(["a", "b"]), pytest.raises(antefix.ConfigError, match="run each on its own"):
         model(draw_ids(2, 6))
+
+
+def test_a_bias_by_distance_has_no_rows_to_share_out() -> None:
+    """Its input is a table of distances, of which six rows would pass for those of a batch of two."""
+    model = FAMILIES["T5"].build()
+    bank = antefix.attach(model)
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(3, init="random", sites=("cross",), trainable_modules=(bias,)))
+    inputs = {"input_ids": draw_ids(2, 6), "decoder_input_ids": draw_ids(2, 3)}
+    with bank.use(["a", "b"]), pytest.raises(antefix.ConfigError, match="run each on its own"):
+        model(**inputs)
+    with bank.use(["a", "a"]):
+        model(**inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -235,6 +236,23 @@ def test_a_mask_as_long_as_a_static_cache(selection: Any) -> None:
             mask[:, start:stop] = 1
             step = logits(model, input_ids=ROWS[:, start:stop], attention_mask=mask, past_key_values=cache)
             assert_close(step, whole[:, start:stop])
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "BERT"])
+def test_what_is_hidden_behind_a_row_needs_no_position(name: str) -> None:
+    """Each row fits with its own prefix, and the padding of the shorter one would not."""
+    family = FAMILIES[name]
+    model = replace(family, settings={**family.settings, "max_position_embeddings": 16}).build()
+    bank = antefix.attach(model)
+    bank.add("long", random_prefix(bank.sites, 8))
+    bank.add("short", random_prefix(bank.sites, 2))
+    ids = draw_ids(2, 10)
+    ids[0, 6:] = 0
+    with bank.use(["long", "short"]):
+        mixed = logits(model, input_ids=ids, attention_mask=(ids != 0).long())
+    for row, (selection, length) in enumerate((("long", 6), ("short", 10))):
+        with bank.use(selection):
+            assert_close(mixed[row, :length], logits(model, input_ids=ids[row : row + 1, :length])[0])
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "OPT"])

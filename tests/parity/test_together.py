@@ -106,12 +106,24 @@ def test_another_choice_with_the_same_cache_is_laid_anew(bank: antefix.PrefixBan
     assert_close(actual, expected)
 
 
+def test_a_model_that_goes_to_another_dtype_lays_them_there(bank: antefix.PrefixBank) -> None:
+    cache, ids = DynamicCache(config=bank.model.config), draw_ids(2, 8)
+    with torch.no_grad(), bank.use(["a", "b"]):
+        for new in (ids[:, :4], ids[:, 4:5], ids[:, 5:6]):
+            bank.model(input_ids=new, past_key_values=cache)
+        bank.model.double()
+        actual = bank.model(input_ids=ids[:, 6:7], past_key_values=cache).logits
+        expected = bank.model(input_ids=ids[:, :7], use_cache=False).logits[:, 6:]
+    assert actual.dtype == torch.float64
+    assert_close(actual, expected)
+
+
 def test_nothing_outlives_the_cache(bank: antefix.PrefixBank) -> None:
     cache = DynamicCache(config=bank.model.config)
     decode(bank, ["abcd"] * 3, cache)
     (stack,) = bank._stacks._stacks.values()
     (laid,) = stack.together._of_cache.values()
-    assert [key.shape for key, _ in laid._by_site.values()] == [(4, 2, 5, 8)] * LAYERS
+    assert [key.shape for key, _ in laid._by_place.values()] == [(4, 2, 5, 8)] * LAYERS
     del cache, laid
     gc.collect()
     assert not stack.together._of_cache

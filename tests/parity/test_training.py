@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
     CheckpointWrapper,
     apply_activation_checkpointing,
+    checkpoint_wrapper,
 )
 from transformers import DynamicCache, PreTrainedModel
 
@@ -280,6 +283,25 @@ def test_reentrant_checkpointing_is_refused(name: str) -> None:
     model.enable_input_require_grads()
     with bank.use("frozen"):
         loss(model, inputs).backward()
+
+
+def test_reentrant_is_what_pytorch_does_if_it_is_not_told() -> None:
+    """Beside a head that trains, the loss would have gradients, and the prefix none."""
+    family = FAMILIES["ViT"]
+    model, bank = with_prefix(family)
+    bank.add("h", antefix.PrefixConfig(4, init="random", trainable_modules=["classifier"]))
+    model.train().activation_checkpointing_enable({"preserve_rng_state": False})
+    with pytest.raises(antefix.UnsupportedModelError, match="use_reentrant"):
+        model(**family.draw_inputs())
+
+
+def test_reentrant_layers_that_pytorch_wraps_are_refused() -> None:
+    model, _ = with_prefix(FAMILIES["Llama"])
+    layers = list(model.train().model.layers)
+    wrap = functools.partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.REENTRANT)
+    apply_activation_checkpointing(model, checkpoint_wrapper_fn=wrap, check_fn=lambda module: module in layers)
+    with pytest.raises(antefix.UnsupportedModelError, match="use_reentrant"):
+        model(**FAMILIES["Llama"].draw_inputs())
 
 
 def test_a_frozen_first_token_of_a_text_stays() -> None:

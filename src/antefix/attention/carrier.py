@@ -47,7 +47,7 @@ class Carrier(Generic[Held]):
 
     def enter_checkpoints(self, modules: Iterable[nn.Module]) -> None:
         """Make modules that are checkpointed run again with the state of their first run."""
-        for module, name, checkpoint in _checkpoints(modules):
+        for module, name, checkpoint in checkpoints(modules):
             if not isinstance(checkpoint, _RememberingCheckpoint):
                 setattr(module, name, _RememberingCheckpoint(checkpoint))
             carriers: list[Carrier[Any]] = getattr(module, name).carriers
@@ -56,7 +56,7 @@ class Carrier(Generic[Held]):
 
     def leave_checkpoints(self, modules: Iterable[nn.Module]) -> None:
         """Undo `enter_checkpoints`."""
-        for module, name, checkpoint in _checkpoints(modules):
+        for module, name, checkpoint in checkpoints(modules):
             if isinstance(checkpoint, _RememberingCheckpoint) and self in checkpoint.carriers:
                 checkpoint.carriers.remove(self)
                 if not checkpoint.carriers:
@@ -72,7 +72,7 @@ class Carrier(Generic[Held]):
             self.hold(outer)
 
 
-def _checkpoints(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+def checkpoints(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
     """Yield each function that runs a layer again, with the module and the attribute that keep it."""
     for module in modules:
         attributes = vars(module)  # far quicker than getattr, which searches a module for what it does not have

@@ -85,15 +85,16 @@ class LaidTogether:
     """Keys and values of several prefixes `(prefix, kv_head, token, dim)`, by site path, made on demand."""
 
     prefixes: tuple[KeysAndValues, ...]
-    _by_site: Pairs = field(default_factory=dict)
+    _by_place: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def at(self, path: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return those of a site, whose `pairs` all have one shape."""
-        if path not in self._by_site:
+        place = (path, pairs[0][0].device, pairs[0][0].dtype)
+        if place not in self._by_place:
             with torch.inference_mode(False):
                 keys, values = zip(*pairs, strict=True)
-                self._by_site[path] = torch.stack(keys), torch.stack(values)
-        return self._by_site[path]
+                self._by_place[place] = torch.stack(keys), torch.stack(values)
+        return self._by_place[place]
 
 
 @dataclass(frozen=True, eq=False)
