@@ -12,6 +12,7 @@ from antefix.errors import ConfigError
 from antefix.training.bootstrap import Comparison
 from antefix.training.evaluation import Evaluation
 from antefix.training.metrics import bleu, exact_match, loss
+from antefix.training.plain_json import as_json
 from antefix.training.report import as_dict, as_markdown, differences, scores, write_report
 from antefix.training.task import Measured
 
@@ -81,7 +82,7 @@ def test_what_is_no_number_is_null_in_json() -> None:
         name: Measured({"loss": loss(np.array([[total, 1.0]]))}, ()) for name, total in (("a", 1.0), ("b", np.nan))
     }
     found = Evaluation(measured, {"b": {"loss": Comparison(np.nan, np.nan, np.nan, 1.0)}}, 1, ["p"], [["r"]])
-    told = json.loads(json.dumps(as_dict(found, {}), allow_nan=False))
+    told = json.loads(as_json(as_dict(found, {})))
     assert told["systems"]["b"]["loss"] is None
     assert told["comparisons"]["b"]["loss"] == {"difference": None, "low": None, "high": None, "p_value": 1.0}
 
@@ -91,3 +92,8 @@ def test_all_files_are_written_or_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         write_report(FOUND, tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_path_that_is_no_utf_8_is_kept_as_json_escapes_it() -> None:
+    path = b"caf\xe9".decode(errors="surrogateescape")
+    assert json.loads(as_json({"prefix": path, "loss": float("inf")})) == {"prefix": path, "loss": None}
