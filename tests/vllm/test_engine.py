@@ -103,7 +103,7 @@ def test_workers_keep_no_more_prefixes_than_they_are_told(engine: Engine) -> Non
     names = ["a", None, "b", "c", "long", "d", "a", "c"] * 3
     assert engine.answer(*names) == engine.expected(*names)
     connector = engine.scheduler.connector
-    assert 1 <= len(connector._scheduling._residences) <= 2
+    assert 1 <= len(connector._scheduler._residences) <= 2
     worker = engine.llm.collective_rpc(_resident)
     assert worker[0] <= 2
 
@@ -111,7 +111,7 @@ def test_workers_keep_no_more_prefixes_than_they_are_told(engine: Engine) -> Non
 def _resident(worker: Any) -> int:
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    return len(get_kv_transfer_group()._loading._rows)
+    return len(get_kv_transfer_group()._loader._rows)
 
 
 def test_a_prefix_of_every_length_around_a_block(engine: Engine) -> None:
