@@ -19,6 +19,8 @@ from antefix.training.base import load_base
 from antefix.training.classification import Classification, labels_of
 from antefix.training.evaluation import score
 from antefix.training.examples import Example
+from antefix.training.load import load_task
+from antefix.training.recipe import Recipe
 from antefix.training.room import Room
 from antefix.training.systems import shared_labels
 from antefix.training.tokens import TokenizedExamples, Tokens
@@ -205,3 +207,9 @@ def test_a_head_that_does_not_tell_its_labels_is_not_scored_by_a_guess(tmp_path:
     bank.remove("p")
     bank.add("p", task.configure(antefix.PrefixConfig(3, init="random")), metadata=task.metadata)
     assert shared_labels({"p": bank.prefix("p")}) == ["a", "b"]
+
+
+def test_a_classification_writes_no_tokens() -> None:
+    recipe = Recipe(model="m", data="d", prompt="{q}", answer="{a}", task="classification")
+    with pytest.raises(antefix.ConfigError, match="max_new_tokens is of answers that are written"):
+        load_task(recipe, EXAMPLES, max_new_tokens=5)
