@@ -33,6 +33,11 @@ def kernel_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return as_additive(mask, dtype, torch.finfo(dtype).min / 2)
 
 
+def is_on_gpu(tensor: Tensor) -> bool:
+    """Return whether a GPU's kernels read this tensor, a CPU's otherwise."""
+    return tensor.is_cuda
+
+
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
     """Return whether a GPU's flash kernel can be used: it takes half precision and no mask."""
     return query.dtype in _HALF and mask is None
@@ -48,14 +53,14 @@ def attend_part(
     """
     value_dim = value.shape[-1]
     query, key, value = _pad_to_one_width(query, key, value)
-    if query.is_cuda and not _takes_flash(query, mask):
-        output, lse = attend_efficiently(query, key, value, mask, is_causal, scale)
-    elif query.is_cuda:
+    if not is_on_gpu(query):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output, lse = kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
+    elif _takes_flash(query, mask):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
         output, lse = kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
     else:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        output, lse = kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
+        output, lse = attend_efficiently(query, key, value, mask, is_causal, scale)
     return (output if output.shape[-1] == value_dim else output[..., :value_dim]), lse
 
 
@@ -75,16 +80,16 @@ def differentiate_part(
     padded = _pad_to_one_width(query, key, value)
     if (missing := padded[2].shape[-1] - dims[2]) > 0:
         grad, output = pad(grad, (0, missing)), pad(output, (0, missing))
-    if query.is_cuda and not _takes_flash(query, mask):
-        grads = differentiate_efficiently(grad, *padded, output, lse, mask, is_causal, scale)
-    elif query.is_cuda:
+    if not is_on_gpu(query):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grads = kernel(grad, *padded, output, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
+    elif _takes_flash(query, mask):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
         seed = torch.empty(0, dtype=torch.long, device=query.device)  # of dropout, which is not used
         lengths = (None, None, query.shape[2], key.shape[2])  # no rows are packed
         grads = kernel(grad, *padded, output, lse.contiguous(), *lengths, 0.0, is_causal, seed, seed, scale=scale)
     else:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads = kernel(grad, *padded, output, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
+        grads = differentiate_efficiently(grad, *padded, output, lse, mask, is_causal, scale)
     if padded[0] is query:
         return grads[0], grads[1], grads[2]
     grad_query, grad_key, grad_value = (tensor[..., :dim] for tensor, dim in zip(grads, dims, strict=True))
@@ -94,7 +99,7 @@ def differentiate_part(
 def _pad_to_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Widen heads with zeros, which changes no score or output: kernels take one width, on a GPU a multiple of 8."""
     width = max(key.shape[-1], value.shape[-1])
-    if query.is_cuda:
+    if is_on_gpu(query):
         width = -(-width // 8) * 8
     if key.shape[-1] == value.shape[-1] == width:
         return query, key, value
