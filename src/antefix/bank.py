@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,17 +19,18 @@ from antefix.continuous import refuse_continuous_batching
 from antefix.dispatch import is_switched
 from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
-from antefix.heads import MODULE_NAME, Heads
+from antefix.heads import Heads
 from antefix.initialize import initial_prefix
 from antefix.observation import device_of
 from antefix.peft_format import read_peft
-from antefix.prefix import Prefix, base_fingerprint, geometry_fingerprint
+from antefix.prefix import Prefix, base_fingerprint
 from antefix.resident import ResidentPrefixes
 from antefix.scope import Scope
 from antefix.selection import Selection, names_of
 from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, text_sites
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
+from antefix.trained import TrainedModules
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,15 @@ def attach(
     return bank
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A prefix as `data`, or the `sources` that make it anew for every forward, and the metadata to save with it."""
+
+    metadata: Mapping[str, Any]
+    data: Prefix | None = None
+    sources: Sequence[PrefixSource] = ()
+
+
 class PrefixBank:
     """The prefixes of one base model, by name; made by `attach`.
 
@@ -76,20 +87,16 @@ class PrefixBank:
         self.outer_model: nn.Module = model
         """What was attached to: the model itself, or the `PeftModel` around it."""
         self.sites = sites
-        self.fingerprint = geometry_fingerprint(sites)
         self._text_sites = text_sites(model, sites)
-        self._prefixes: dict[str, Prefix | Sequence[PrefixSource]] = {}
-        self._metadata: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, _Entry] = {}
         self._resident = resident
-        self._trainable = nn.ModuleList()
-        self._frozen_base: list[nn.Parameter] = []
         self._default: Selection = None
         self._scope = Scope()
         self._undo: list[Callable[[], None]] = []
         self._attached = True
         self._stacks = Stacks(model, sites, cut_off, self.selection, self._materialize)
         self._heads = Heads(model, self.selection)
-        model.add_module(MODULE_NAME, self._trainable)
+        self._trained = TrainedModules(model)
         self.when_detached(refuse_continuous_batching(model, lambda: any(names_of(self.selection()))))
 
     def __repr__(self) -> str:
@@ -99,7 +106,7 @@ class PrefixBank:
     @property
     def names(self) -> list[str]:
         """The names of the prefixes, in the order they came."""
-        return list(self._prefixes)
+        return list(self._entries)
 
     @property
     def limits(self) -> dict[Kind, int]:
@@ -125,30 +132,26 @@ class PrefixBank:
         self._check_attached()
         if not isinstance(name, str) or not name:
             raise ConfigError(f"a prefix needs a name; {name!r} is none.")
-        if name in self._prefixes:
+        if name in self._entries:
             raise ConfigError(f"there is a prefix named '{name}' already; remove it first.")
-        if source is not None and not isinstance(source, (Prefix, PrefixConfig, PrefixSource)):
+        own = dict(metadata or {})
+        if isinstance(source, Prefix):
+            self._accept(name, source)
+            self._entries[name] = _Entry({**source.metadata, **own}, data=source.to(torch.device("cpu")))
+        elif isinstance(source, PrefixSource):
+            self._accept(name, prefix_of([source], source.sites, {}, {}))
+            self._entries[name] = _Entry(own, sources=[source])
+        elif source is None or isinstance(source, PrefixConfig):
+            encoders = self._train(name, source or PrefixConfig(), tokenizer)
+            if freeze_base:
+                self._trained.freeze_base()
+            self._entries[name] = _Entry(own, sources=encoders)
+            self.activate(name)
+        else:
             raise ConfigError(
                 f"a prefix is made from a PrefixConfig, a Prefix or a PrefixSource, not from {source!r}; files are "
                 "load()ed."
             )
-        if isinstance(source, (Prefix, PrefixSource)):
-            made = source if isinstance(source, Prefix) else prefix_of([source], source.sites, {}, {})
-            made.check_fits(self.sites, self._text_sites)
-            self._stacks.check_room(made.sites, made.num_virtual_tokens)
-            self._heads.load(name, made.modules)
-            self._prefixes[name] = [source] if isinstance(source, PrefixSource) else made.to(torch.device("cpu"))
-            self._metadata[name] = {**made.metadata, **(metadata or {})}
-            return
-        config = source or PrefixConfig()
-        with torch.inference_mode(False):  # what is to be trained goes on outside of the caller's
-            encoders = self._encoders(config, tokenizer)
-            self._trainable.extend([*encoders, *self._heads.add(name, config.trainable_modules)])
-        if freeze_base:
-            self._freeze_base()
-        self._prefixes[name] = encoders
-        self._metadata[name] = dict(metadata or {})
-        self.activate(name)
 
     def requires_grad_(self, name: str, requires_grad: bool = True) -> None:
         """Train a prefix and the modules beside it, or keep them as they are; raises `ConfigError` for a frozen one."""
@@ -160,8 +163,7 @@ class PrefixBank:
 
     def modules(self, name: str) -> list[nn.Module]:
         """Return the modules that make a prefix and those trained beside it; none for one that is data."""
-        held = self._get(name)
-        sources = [] if isinstance(held, Prefix) else [source for source in held if isinstance(source, nn.Module)]
+        sources = [source for source in self._get(name).sources if isinstance(source, nn.Module)]
         return [*sources, *self._heads.modules(name).values()] if sources else []
 
     def heads(self, name: str) -> dict[str, nn.Module]:
@@ -179,22 +181,19 @@ class PrefixBank:
 
     def prefix(self, name: str) -> Prefix:
         """Return a prefix as data, on the CPU; of a trainable one, as it is now."""
-        held = self._get(name)
-        made = held if isinstance(held, Prefix) else prefix_of(held, self.sites, {}, self._heads.parameters(name))
+        entry = self._get(name)
+        made = entry.data or prefix_of(entry.sources, self.sites, {}, self._heads.parameters(name))
         own = self._base_metadata(made.sites)
-        metadata = own | self._metadata[name] | {"fingerprint": own["fingerprint"]}
+        metadata = {**own, **entry.metadata, "fingerprint": own["fingerprint"]}
         return Prefix(made.sites, made.keys, made.values, metadata, made.modules)
 
     def remove(self, name: str) -> None:
         """Drop a prefix; where it was active for all threads, none is afterwards."""
-        held = self._get(name)
-        del self._prefixes[name], self._metadata[name]
+        modules = self.modules(name)
+        del self._entries[name]
         self._resident.drop(name)
-        heads = self._heads.remove(name)
-        if not isinstance(held, Prefix):
-            self._trainable = nn.ModuleList(part for part in self._trainable if part not in [*held, *heads])
-            if self._attached:  # what stands in the model after that is another bank's
-                setattr(self.model, MODULE_NAME, self._trainable)
+        self._heads.remove(name)
+        self._trained.remove(modules)
         if name in names_of(self._default):
             self._default = None
 
@@ -224,10 +223,7 @@ class PrefixBank:
         for undo in reversed(self._undo):
             undo()
         self._stacks.close()
-        for parameter in self._frozen_base:
-            parameter.requires_grad_(True)
-        self._frozen_base = []
-        self.model._modules.pop(MODULE_NAME, None)
+        self._trained.close()
 
     def when_detached(self, undo: Callable[[], None]) -> None:
         """Call `undo`, too, when the bank is detached."""
@@ -240,15 +236,28 @@ class PrefixBank:
 
     def _materialize(self, name: str, sites: Sequence[Site], cache: Any) -> KeysAndValues:
         """Return the keys and values of a prefix at the sites of one stack, with gradients where it trains."""
-        held = self._get(name)
+        entry = self._get(name)
         if not torch.compiler.is_compiling():
             self._heads.check_in_use(name)
-        if isinstance(held, Prefix):
-            return self._resident.frozen(name, held)
-        needed = [source for source in held if not set(source.sites).isdisjoint(sites)]
+        if entry.data is not None:
+            return self._resident.frozen(name, entry.data)
+        needed = [source for source in entry.sources if not set(source.sites).isdisjoint(sites)]
         return KeysAndValues(
             {path: pair for source in needed for path, pair in self._resident.made(source, cache).items()}
         )
+
+    def _accept(self, name: str, prefix: Prefix) -> None:
+        """Check that a prefix that others made fits, and load the modules that it brings."""
+        prefix.check_fits(self.sites, self._text_sites)
+        self._stacks.check_room(prefix.sites, prefix.num_virtual_tokens)
+        self._heads.load(name, prefix.modules)
+
+    def _train(self, name: str, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
+        """Put what makes a prefix, and the modules to be trained beside it, into the model."""
+        with torch.inference_mode(False):  # what is to be trained goes on outside of the caller's
+            encoders = self._encoders(config, tokenizer)
+            self._trained.add([*encoders, *self._heads.add(name, config.trainable_modules)])
+        return encoders
 
     def _encoders(self, config: PrefixConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[PrefixEncoder]:
         sites = config.select(self.sites)
@@ -265,13 +274,6 @@ class PrefixBank:
             if group
         ]
         return [encoder.train(self.model.training) for encoder in encoders]
-
-    def _freeze_base(self) -> None:
-        own = {id(parameter) for parameter in self._trainable.parameters()}
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and id(parameter) not in own:
-                parameter.requires_grad_(False)
-                self._frozen_base.append(parameter)
 
     def _base_metadata(self, sites: Sequence[Site]) -> dict[str, Any]:
         return {
@@ -292,8 +294,8 @@ class PrefixBank:
                 self._get(name)
         return tuple(selection) if isinstance(selection, list) else selection
 
-    def _get(self, name: str) -> Prefix | Sequence[PrefixSource]:
-        if not isinstance(name, str) or name not in self._prefixes:
-            known = ", ".join(f"'{known}'" for known in self._prefixes) or "none"
+    def _get(self, name: str) -> _Entry:
+        if not isinstance(name, str) or name not in self._entries:
+            known = ", ".join(f"'{known}'" for known in self._entries) or "none"
             raise UnknownPrefixError(f"there is no prefix named {name!r} in this bank; it holds {known}.")
-        return self._prefixes[name]
+        return self._entries[name]

@@ -24,9 +24,7 @@ from antefix.errors import ConfigError, PrefixMismatchError
 from antefix.replacement import Replacement, is_float
 from antefix.selection import Selection, names_of
 from antefix.sharding import whole
-
-MODULE_NAME = "antefix_prefixes"
-"""The name under which the model holds the trainable parts, so that any optimiser finds them."""
+from antefix.trained import MODULE_NAME
 
 _MOVING = threading.Lock()  # a thread that finds a copy half moved waits for the rest
 
@@ -94,9 +92,9 @@ class Heads:
                     "brings one in its place; replace modules first, and then add the prefix."
                 )
 
-    def remove(self, name: str) -> list[nn.Module]:
-        """Drop the modules of a prefix and return them."""
-        return list(self._copies.pop(name, {}).values())
+    def remove(self, name: str) -> None:
+        """Drop the modules of a prefix."""
+        self._copies.pop(name, None)
 
     def close(self) -> None:
         """Let the base's own modules compute again."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from antefix.attention.backend import open_site
+from antefix.attention.backend import open_to_prefixes
 from antefix.attention.carrier import Carrier
+from antefix.attention.open_site import OpenSite
 from antefix.attention.state import ForwardPrefixes, KeysAndValues
 from antefix.errors import ContextLengthError, UnsupportedModelError
 from antefix.padding import outer_mask
@@ -47,8 +48,8 @@ class Stacks:
             is_cut_off = any(site.path in cut_off for site in own)
             carrier: Carrier[ForwardPrefixes | None] | None = Carrier(lambda: None) if is_cut_off else None
             for site in own:
-                is_wanted = functools.partial(self._is_wanted, site)
-                self._undo.append(open_site(model.get_submodule(site.path), site, carrier, is_wanted))
+                open_site = OpenSite(site, carrier, functools.partial(self._is_wanted, site))
+                self._undo.append(open_to_prefixes(model.get_submodule(site.path), open_site))
             outer = outer_mask(model, module)
             self._stacks[path] = Stack(module, own, selection, materialize, carrier, outer, module is encoder)
 

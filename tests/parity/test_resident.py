@@ -139,7 +139,7 @@ def test_a_frozen_prefix_is_brought_over_once() -> None:
     bank = antefix.attach(model)
     prefix = random_prefix(bank.sites, 5)
     bank.add("p", prefix)
-    held: Any = bank._get("p")
+    held: Any = bank._get("p").data
     ids = draw_ids(2, 6)
     with bank.use("p"):
         first = logits(model, input_ids=ids)

@@ -105,7 +105,7 @@ def test_a_prefix_is_never_copied() -> None:
     family = FAMILIES["Llama"]
     model, bank = with_prefix(family)
     bank.add("fixed", bank.prefix("p"))
-    held = bank._prefixes["fixed"]
+    held = bank._entries["fixed"].data
     seen: list[int] = []
     original = shared._attend
 

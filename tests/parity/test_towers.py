@@ -11,6 +11,7 @@ from torch import Tensor
 
 import antefix
 from antefix.initialize import random_prefix
+from antefix.prefix import geometry_fingerprint
 from tests.parity.compare import assert_close, assert_far, attach, logits
 from tests.parity.families import FAMILIES, IMAGE, Family, draw_ids, draw_numbers
 
@@ -123,6 +124,7 @@ def test_a_prefix_that_names_its_tower_still_fits() -> None:
     bank = attach(LLAVA, model)
     bank.add("p", antefix.PrefixConfig(3, init="random"))
     made = bank.prefix("p")
-    old = antefix.Prefix(made.sites, made.keys, made.values, {"fingerprint": bank.fingerprint})
+    of_all = geometry_fingerprint(bank.sites)
+    old = antefix.Prefix(made.sites, made.keys, made.values, {"fingerprint": of_all})
     bank.add("old", old)
-    assert bank.prefix("old").metadata["fingerprint"] == made.metadata["fingerprint"] != bank.fingerprint
+    assert bank.prefix("old").metadata["fingerprint"] == made.metadata["fingerprint"] != of_all

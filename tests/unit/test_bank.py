@@ -199,8 +199,8 @@ def test_a_name_given_anew_is_the_new_prefix_also_behind_a_late_forward() -> Non
         bank.add(name, prefix)
     with bank.use("b"):
         expected = run(model)
-    held = bank._get("a")
-    assert isinstance(held, antefix.Prefix)
+    held = bank._get("a").data
+    assert held is not None
     bank.remove("a")
     bank.add("a", new)
     bank._resident.frozen("a", held)  # as a forward does that looked the name up before

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from antefix.attention.flex import prepend_to_block_mask
 from antefix.attention.masks import prepend_to_mask
+from antefix.attention.open_site import OpenSite
 from antefix.attention.state import ForwardPrefixes, RelativePositions, SitePrefixes, expand_to_rows
-from antefix.dispatch import AttentionFunction, implementation_of, is_causal, settings_of
+from antefix.dispatch import AttentionFunction, implementation_of, is_causal
 from antefix.errors import UnsupportedModelError
-from antefix.sites import Site
 
 SUPPORTED = ("eager", "sdpa", "flex_attention")
 
@@ -63,7 +63,7 @@ def _prepend_to_bias(
     bias: Tensor, module: nn.Module, num_virtual_tokens: int, positions: RelativePositions | None
 ) -> Tensor:
     """Put the prefix columns before a bias `(batch or 1, head, query, key)`; cross-attention knows no distances."""
-    site: Site = settings_of(module.config)["antefix_site"]
+    site = OpenSite.of(module).site
     if positions is None and site.kind != "cross":
         raise UnsupportedModelError(
             f"the attention at '{site.path}' adds a bias by distance that antefix cannot tell of a prefix; leave its "

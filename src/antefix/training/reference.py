@@ -11,8 +11,8 @@ from typing import Any, cast
 from torch import nn
 
 from antefix.bank import PrefixBank
-from antefix.heads import MODULE_NAME
 from antefix.observation import evaluation_mode
+from antefix.trained import MODULE_NAME
 
 
 class BareBase(nn.Module):

@@ -225,7 +225,7 @@ def test_a_chunk_leaves_room_for_a_long_chat_template(settings: dict[str, Any], 
         "prompt": None,
         "answer": None,
     }
-    room = prepare(Distillation(**study)).chunk_length
+    room = prepare(Distillation(**study)).study.chunk_length
     assert room + len(tokenizer(system)["input_ids"]) + 2 * 128 <= 1024
     with pytest.raises(ConfigError, match=f"leave room for {room}"):
         prepare(Distillation(**study, chunk_length=room + 1))

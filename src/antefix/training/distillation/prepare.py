@@ -48,11 +48,10 @@ class EvalQuestions:
 
 @dataclass(frozen=True)
 class Classroom:
-    """All that distillation needs; the teacher reads `chunk_length` tokens of the document at once."""
+    """All that distillation needs."""
 
     bank: PrefixBank
     document: Document
-    chunk_length: int
     study: Study
     eval_questions: EvalQuestions | None
     collate: Collator
@@ -100,12 +99,10 @@ def prepare(settings: Distillation) -> Classroom:
     study = _question_study(base, rows) if rows else _chunk_study(base)
     metadata = {"distillation": {**settings.as_dict(), "chats": base.holds_chats}}
     base.bank.add(settings.name, base.config, tokenizer=base.preprocessor.tokenizer, metadata=metadata)
-    if isinstance(study, QuestionStudy):
-        study.questions.check_room(rows, Room(base.bank, settings.name))
+    study.check_room(Room(base.bank, settings.name))
     return Classroom(
         base.bank,
         base.document,
-        study.chunk_length if isinstance(study, ChunkStudy) else base.document.num_tokens,
         study,
         _eval_questions(base, eval_rows) if eval_rows else None,
         Collator(padding_id(base.preprocessor.tokenizer)),

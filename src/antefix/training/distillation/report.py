@@ -22,7 +22,7 @@ def sizes(classroom: Classroom, name: str, studied: Sequence[Round]) -> dict[str
     return {
         "document": {"tokens": num_tokens, "bytes": num_tokens * bytes_of},
         "prefix": {"tokens": prefix.num_virtual_tokens, "bytes": prefix.num_virtual_tokens * bytes_of},
-        "teacher": {"tokens_at_once": min(classroom.chunk_length, num_tokens), "share_seen": seen / num_tokens},
+        "teacher": {"tokens_at_once": min(classroom.study.chunk_length, num_tokens), "share_seen": seen / num_tokens},
         "lessons": {
             "usable": len(lessons),
             "discarded": sum(one.num_discarded for one in studied),

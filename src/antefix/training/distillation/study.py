@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from antefix.training.distillation.document import Chunk, Document
 from antefix.training.distillation.lessons import Lesson, Round
 from antefix.training.distillation.questions import GivenQuestions
+from antefix.training.room import Room
 from antefix.training.rows import Row
 
 
@@ -27,8 +28,15 @@ class Study(Protocol):
     """Rounds of lessons; a round has the same lessons whenever it is asked for."""
 
     @property
+    def chunk_length(self) -> int:
+        """How many tokens of the document the teacher reads at once."""
+
+    @property
     def num_rounds(self) -> int:
         """How many rounds there are."""
+
+    def check_room(self, room: Room) -> None:
+        """Raise `ContextLengthError` if the lessons leave no room for the prefix."""
 
     def round(self, number: int) -> Round:
         """Return the lessons of a round."""
@@ -50,6 +58,9 @@ class ChunkStudy:
         """As many as it takes for all lessons."""
         return -(-self.num_lessons // self.batch_size)
 
+    def check_room(self, room: Room) -> None:
+        """Do nothing: the chunks are as short as the prefix and the longest lesson need them to be."""
+
     def round(self, number: int) -> Round:
         """Return the lessons about one chunk."""
         num_windows = len(self._windows(0))
@@ -66,11 +77,11 @@ class ChunkStudy:
 
 @dataclass(frozen=True)
 class QuestionStudy:
-    """In each round, the next of the given questions are answered."""
+    """In each round, the next of the given questions are answered, from all of the document at once."""
 
     questions: GivenQuestions
     rows: Sequence[Row]
-    num_tokens: int
+    chunk_length: int
     batch_size: int
     seed: int
 
@@ -79,11 +90,15 @@ class QuestionStudy:
         """As many as it takes for all questions."""
         return -(-len(self.rows) // self.batch_size)
 
+    def check_room(self, room: Room) -> None:
+        """Raise `ContextLengthError` for a question that does not fit behind the prefix."""
+        self.questions.check_room(self.rows, room)
+
     def round(self, number: int) -> Round:
-        """Return the lessons of one batch of questions, for which the teacher reads the whole document."""
+        """Return the lessons of one batch of questions."""
         rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
         seed = random.Random(f"{self.seed} {number}").getrandbits(63)
-        return Round(0, self.num_tokens, self.questions.lessons(rows, seed))
+        return Round(0, self.chunk_length, self.questions.lessons(rows, seed))
 
 
 def rounds(study: Study, folder: Path) -> Iterator[Round]:
