@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -78,3 +83,14 @@ def test_keys_may_be_part_of_a_longer_cache() -> None:
     with torch.no_grad():
         actual = decode(query, *cache, in_memory, [0, 0, -1], None, SCALE)
     assert_near(actual, expected, TOLERANCE[torch.float32])
+
+
+def test_compiles_without_a_gpu() -> None:
+    """As it is, for an H100 and its like; in a process of its own, as this one may have been told to interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.unit.compile_decoding"]
+    run = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) <= 227 * 1024  # the shared memory that a program has there, in bytes
