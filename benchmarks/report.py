@@ -52,33 +52,37 @@ def write_page(page: Path, results: Path) -> None:
 
 _INTRODUCTION = """# What a prefix costs
 
-Written by `make bench`. One base model three times, bare, with PEFT's prefix and with antefix's, which hold the same
-numbers: their logits are compared before anything is timed. Calls take turns, one of each, in one process with the
-same threads; figures are medians. A training step is forward and backward; the bare base, though frozen, propagates
-down to its embeddings, as a prefix makes it do. PEFT answers requests for several prefixes in a batch for each. Making
-a prefix active is timed alone, without the forward that follows. Peak memory is what PyTorch's allocator gives out
-above what was held before, which is the same at each reading. The library `adapters` is not among the peers: its
-newest release, 1.3.0, wants Transformers 4.57."""
+Written by `make bench`. One base model is measured three times: bare, with PEFT's prefix, and with antefix's. The two
+prefixes hold the same numbers; logits are compared before anything is timed. Calls take turns, one of each, in one
+process with the same threads. Figures are medians.
+
+A training step is a forward and a backward pass. The bare base is frozen, but its backward pass goes down to its
+embeddings, as a prefix makes it do. PEFT answers requests for several prefixes in one batch per prefix. Making a prefix
+active is timed alone, without the forward pass that follows. Peak memory is what PyTorch's allocator hands out above
+what was held before; it is the same at each reading. The library `adapters` is not among the peers, because its newest
+release, 1.3.0, requires Transformers 4.57."""
 
 
-_WHY = """The floor counts products alone. Beside them stand the exponentials, a second call of a kernel in each layer
-(about 30 µs when cold, which is what remains of short prefixes and small batches), and weighing the two parts. A few
-queries before a long prefix make thin products, at which the matrix routines of a CPU do not reach their speed.
+_WHY = """The floor counts matrix products only. On top of them come the exponentials, a second kernel call in each
+layer (about 30 µs when cold, which is what remains of the cost of short prefixes and small batches), and the weighting
+of the two parts. A few queries against a long prefix make thin products, in which a CPU's matrix routines do not reach
+their full speed.
 
-Memory comes from the C library as it is installed, which hands large pieces back when they are freed, so that each copy
-touches new pages. That is most of what PEFT's copies cost here: with freed memory kept (`MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=2147483647`) the same work stands in the last lines of the table."""
-
-
-_WHY_ON_GPU = """At these sizes the GPU waits for the CPU: sixteen rows take the bare base no longer to answer than
-one. What counts is how many calls a layer makes and what a call costs the CPU. PEFT's prefix needs none of its own
-while tokens are decoded, so it is the faster of the two here, before its copies fill the GPU's time. antefix calls one
-kernel where the base calls one, by way of Triton; a training step makes two calls for one, forward and backward."""
+Memory comes from the C library with its default settings. It hands large blocks back when they are freed, so each copy
+touches new pages. That is most of what PEFT's copies cost here: the last rows of the table show the same work with
+freed memory kept (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`)."""
 
 
-_HOW_TO_READ = """Right of the bare base stand ratios of medians to its own. In brackets stand the least and the most{},
-in proportion to the base's median too. The base differs between lines as the machine does from minute to minute:
-compare within a line."""
+_WHY_ON_GPU = """At these sizes, the GPU waits for the CPU: the bare base takes no longer to answer sixteen rows than
+one. What counts is how many calls a layer makes and what each call costs the CPU. PEFT's prefix makes no calls of its
+own while tokens are decoded, so it is the faster of the two here, until its copies fill the GPU's time. antefix calls
+one kernel where the base calls one, through Triton; in a training step, it makes two calls for one, forward and
+backward."""
+
+
+_HOW_TO_READ = """To the right of the bare base, figures are ratios of medians to the base's. Brackets hold the least
+and the most{}, also relative to the base's median. The base differs between rows because the machine
+does from minute to minute: compare within a row."""
 
 
 def _environment(found: dict[str, Any]) -> str:
@@ -86,8 +90,8 @@ def _environment(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
     return (
         f"{of['processor']}, {of['threads']} threads, {of['dtype']}; {versions}; Python {of['python']}; commit "
-        f"{of['commit']}. A large product ran at {found['speed']['flops'] / 1e9:,.0f} GFLOP/s, reading at "
-        f"{found['speed']['bytes'] / 1e9:,.0f} GB/s."
+        f"{of['commit']}. A large matrix product ran at {found['speed']['flops'] / 1e9:,.0f} GFLOP/s, reading memory "
+        f"at {found['speed']['bytes'] / 1e9:,.0f} GB/s."
     )
 
 
@@ -169,7 +173,7 @@ def _misses(found: dict[str, Any]) -> str:
                 f"- {scenario.name}: {times:.1f} times as fast as PEFT instead of {wanted:.0f}; the bare base, with no "
                 f"prefix, is {least:.1f} times as fast."
             )
-    return "\n".join(["Missed, and what stands in the way:", "", *lines, "", _WHY]) if lines else ""
+    return "\n".join(["Missed targets, and what stands in the way:", "", *lines, "", _WHY]) if lines else ""
 
 
 def _bytes(found: dict[str, Any]) -> str:
@@ -177,8 +181,8 @@ def _bytes(found: dict[str, Any]) -> str:
     if held is None:
         return ""
     return (
-        f"Keys and values of a prefix of {held['num_virtual_tokens']:,} tokens, held for a batch of {held['batch']}: "
-        f"PEFT {held['peft'] / 2**20:,.0f} MiB, antefix {held['antefix'] / 2**20:,.0f} MiB."
+        f"Memory held for the keys and values of a prefix of {held['num_virtual_tokens']:,} tokens, in a batch of "
+        f"{held['batch']}: PEFT {held['peft'] / 2**20:,.0f} MiB, antefix {held['antefix'] / 2**20:,.0f} MiB."
     )
 
 

@@ -142,9 +142,9 @@ def _environment(ledger: Ledger) -> str:
     commits = [line["environment"]["commit"] for line in ledger.lines]
     dirty = sum(commit.endswith("-dirty") for commit in commits)
     return (
-        f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}. The {len(commits)} runs are "
-        f"of commits from {commits[0].removesuffix('-dirty')} to {commits[-1]}; {dirty} are marked as of a tree with "
-        "changes, which the growing file of these figures was until the last of them. The base has "
+        f"Measured on {of['processor']}, {of['dtype']}; {versions}; Python {of['python']}. The {len(commits)} runs "
+        f"were made at commits from {commits[0].removesuffix('-dirty')} to {commits[-1]}; {dirty} are marked as made "
+        "with uncommitted changes: the file of these figures, which grew until the last of them. The base has "
         f"{base['parameters'] / 1e6:.2f} million parameters and took {base['seconds'] / 60:.0f} minutes on "
         f"{base['threads']} thread{'s' if base['threads'] > 1 else ''}."
     )
@@ -249,7 +249,7 @@ def _documents(ledger: Ledger, images: Path) -> list[str]:
         return [NOT_MEASURED]
     alike = [one for one in documents if one["lessons"] == LESSONS and one["seed"] not in UNSEEN]
     plot_documents(alike, images / "quality-documents.png")
-    picture = "![Loss on questions by how many tokens one of the prefix stands for](images/quality-documents.png)"
+    picture = "![Loss on questions, by document tokens per token of the prefix](images/quality-documents.png)"
     return [_document_table(documents), picture]
 
 

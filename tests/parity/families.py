@@ -44,31 +44,31 @@ _IMAGE_TOWER = _TRUNK | {"image_size": 8, "patch_size": 4}
 
 _NO_SDPA = {"sdpa": "the base does not support it"}
 _NO_FLEX = {"flex_attention": "the base does not support it"}
-_FLEX_NEEDS_GPU = {"flex_attention": "the base's attention sinks need a GPU there"}
-_FLEX_BIAS = {"flex_attention": "the base reads its bias by distance as if it had a row for each of the batch"}
+_FLEX_NEEDS_GPU = {"flex_attention": "with flex attention, the base's attention sinks need a GPU"}
+_FLEX_BIAS = {"flex_attention": "the base reads its bias by distance as if it had one row for each row of the batch"}
 _UNPACKED = {"packed": "the base itself does not keep packed documents apart"}
-_LATENT_CACHE = {"cache_route": "its cache holds latents, which no key or value can be turned back into"}
-_SHARED_CACHE = {"cache_route": "its last layers take the keys of others, and its cache holds none for them"}
+_LATENT_CACHE = {"cache_route": "its cache holds latents, and keys and values cannot be turned back into them"}
+_SHARED_CACHE = {"cache_route": "its last layers reuse the keys of others, and its cache holds none for them"}
 _LINEAR = {
-    "text_in_context": "its linear layers carry text in a state, which is no key or value",
+    "text_in_context": "its linear layers carry text in a state, which is not a key or a value",
     "packed": _UNPACKED["packed"],
 }
 _OWN_GENERATE = {
-    "beams": "the base's own generate returns the best answer alone",
+    "beams": "the base's own generate returns only the best answer",
     "sampling": "the base's own generate samples only after a greedy answer has failed",
 }
 _STATEFUL = {
-    "prompt_lookup": "the base refuses it: its state cannot be taken back",
-    "assisted": "the base refuses it: its state cannot be taken back",
+    "prompt_lookup": "the base refuses it, because its state cannot be rolled back",
+    "assisted": "the base refuses it, because its state cannot be rolled back",
 }
 _SHARED_LAYERS = {
-    "text_in_context": "all its layers share one attention, and so one prefix, which no text gives",
+    "text_in_context": "all its layers share one attention, and so one prefix, which no text produces",
     "checkpointing": "the base does not support it",
 }
 _CHUNKS = {
     "flex_attention": "the base's own mask does not compile for a CPU",
-    "packed": "where the base reads positions, its chunks are counted from the prefix, else from the first token",
-    "compile": "where the base reads positions, its chunks are counted from the prefix, else from the first token",
+    "packed": "if the base reads positions, its chunks are counted from the prefix; if not, from the first token",
+    "compile": "if the base reads positions, its chunks are counted from the prefix; if not, from the first token",
 }
 
 

@@ -43,7 +43,7 @@ def test_flex_attention(family: Family) -> None:
 
 
 @pytest.mark.xfail(
-    reason="it needs a package of its own, which no test has had, so a prefix refuses it by name", strict=True
+    reason="it needs a separate package, which no test has had, so a prefix refuses it by name", strict=True
 )
 @over("decoder", "encoder", "encoder-decoder", "speech", "vision")
 def test_flash_attention_2(family: Family) -> None:

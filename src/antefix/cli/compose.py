@@ -14,19 +14,20 @@ from antefix.storage import save_prefix, verify_prefix
 
 
 def compose(
-    prefixes: Annotated[list[Path], typer.Argument(help="Prefix files of one base model.")],
+    prefixes: Annotated[list[Path], typer.Argument(help="Prefix files for the same base model.")],
     output: Annotated[Path, typer.Option(help="The file to write.")],
     averaged: Annotated[
-        bool, typer.Option("--average", help="Average them, token by token, instead of one after another.")
+        bool, typer.Option("--average", help="Average the prefixes token by token, instead of concatenating them.")
     ] = False,
     weight: Annotated[
-        list[float] | None, typer.Option(help="With --average: how much of each; repeat it in the order of the files.")
+        list[float] | None,
+        typer.Option(help="With --average: how much of each prefix; repeat it in the order of the files."),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Keep these tokens of the result: START:STOP, either may be left out.")
+        str | None, typer.Option(help="Keep only these tokens of the result: START:STOP, either may be left out.")
     ] = None,
 ) -> None:
-    """Make a prefix from others: one after another, averaged, or a part of it."""
+    """Make a prefix from others: concatenate them, average them, or keep a part."""
     if weight and not averaged:
         raise ConfigError("--weight is for --average; one after another, prefixes have no weights.")
     check_replaceable_file(output)

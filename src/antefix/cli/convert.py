@@ -15,19 +15,19 @@ from antefix.storage import save_prefix, verify_prefix
 
 
 def convert(
-    prefix: Annotated[Path, typer.Option(help="What to convert: PEFT's folder, or a prefix file.")],
-    output: Annotated[Path, typer.Option(help="The prefix file, or PEFT's folder, to write; replaced if it is there.")],
+    prefix: Annotated[Path, typer.Option(help="What to convert: a PEFT folder or a prefix file.")],
+    output: Annotated[Path, typer.Option(help="The prefix file or PEFT folder to write; replaced if it exists.")],
     model: Annotated[
-        str, typer.Option(help="Base model: a hub name, a folder, a config.json, or 'embedded'; no weights are read.")
+        str, typer.Option(help="Base model: a Hub name, a folder, a config.json, or 'embedded'; no weights are read.")
     ],
     base_model: Annotated[
-        str | None, typer.Option(help="Name that PEFT shall load the base by; by default the one the prefix has.")
+        str | None, typer.Option(help="Name by which PEFT loads the base; by default, the one in the prefix.")
     ] = None,
     task_type: Annotated[
-        str | None, typer.Option(help="PEFT's name of the task, such as CAUSAL_LM; by default what the model is for.")
+        str | None, typer.Option(help="PEFT's name for the task, such as CAUSAL_LM; by default, what the model is for.")
     ] = None,
 ) -> None:
-    """Turn a checkpoint folder of PEFT (prefix tuning or cartridge) into a prefix file, or a prefix file into one."""
+    """Convert a PEFT checkpoint folder (prefix tuning or cartridge) to a prefix file, or the other way round."""
     from_peft = prefix.is_dir()
     if from_peft and (base_model or task_type):
         raise ConfigError("--base-model and --task-type are for PEFT's folder, and this writes a prefix file.")

@@ -30,7 +30,7 @@ MAX_NEW_TOKENS = 80
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("antefix-demo"),
     num_examples: Annotated[int, typer.Option(min=10, help="Training examples for each prefix.")] = 200,
-    epochs: Annotated[float, typer.Option(help="Passes over them.")] = 6.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the examples.")] = 6.0,
 ) -> None:
     """Train two prefixes on the embedded model and show what they do, side by side with the bare base."""
     console = Console()

@@ -22,59 +22,61 @@ PREFIX_SETTINGS = ("num_virtual_tokens", "init")
 def distill(
     context: typer.Context,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
+        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags override it.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
+        str | None, typer.Option(help="Base model: a Hub name, a folder, or 'embedded' for antefix's own small one.")
     ] = None,
-    document: Annotated[Path | None, typer.Option(help="The text file that becomes a prefix.")] = None,
+    document: Annotated[Path | None, typer.Option(help="The text file to turn into a prefix.")] = None,
     output: Annotated[
-        str | None, typer.Option(help="Folder for prefix, lessons, report and curve. [default: runs/document]")
+        str | None, typer.Option(help="Folder for the prefix, lessons, report and loss curve. [default: runs/document]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted distillation.")
+        bool, typer.Option("--resume", help="Continue the interrupted distillation in the output folder.")
     ] = False,
     num_virtual_tokens: Annotated[
         int | None, typer.Option(help="Length of the prefix. [default: a tenth of the document's tokens]")
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Start from 'text', the document's first tokens, 'random' or 'zero'.")
+        str | None, typer.Option(help="Start from 'text' (the document's first tokens), 'random' or 'zero'.")
     ] = None,
     kinds: Annotated[
         list[str] | None,
-        typer.Option(help="What the base writes: question, note or summary; repeat it. [default: all]"),
+        typer.Option(help="Kind of lesson the base writes: question, note or summary; repeat it. [default: all]"),
     ] = None,
-    num_lessons: Annotated[int | None, typer.Option(help="How much it writes. [default: 1024]")] = None,
+    num_lessons: Annotated[int | None, typer.Option(help="Number of lessons it writes. [default: 1024]")] = None,
     chunk_length: Annotated[
-        int | None, typer.Option(help="Tokens it reads at once. [default: half of the document, at most 4096]")
+        int | None, typer.Option(help="Tokens the base reads at once. [default: half of the document, at most 4096]")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum tokens of a question or answer. [default: 128]")
+        int | None, typer.Option(help="Maximum tokens per question or answer. [default: 128]")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 writes the likeliest; above, it samples. [default: 1]")
+        float | None, typer.Option(help="0 writes the likeliest token; above 0, it samples. [default: 1]")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Questions to answer, in place of the base's own.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Questions with answers, to measure the prefix by.")] = None,
+    data: Annotated[str | None, typer.Option(help="Questions to answer, instead of the base's own.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Questions with answers to measure the prefix on.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Template of the questions, such as 'Question: {question}\\nAnswer:'.")
     ] = None,
     answer: Annotated[
-        str | None, typer.Option(help="Template of the answers of --eval-data, such as ' {answer}'.")
+        str | None, typer.Option(help="Template of the answers in --eval-data, such as ' {answer}'.")
     ] = None,
-    messages: Annotated[str | None, typer.Option(help="Field of a conversation, in place of templates.")] = None,
+    messages: Annotated[
+        str | None, typer.Option(help="Field that holds a conversation, in place of templates.")
+    ] = None,
     objective: Annotated[
         str | None, typer.Option(help="'kl' learns the teacher's distribution, 'next-token' its words. [default: kl]")
     ] = None,
     num_logits: Annotated[
-        int | None, typer.Option(help="Likeliest tokens kept of a distribution. [default: 20]")
+        int | None, typer.Option(help="Likeliest tokens kept per distribution. [default: 20]")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.1]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the lessons. [default: 20]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lessons per step. [default: 16]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for everything. [default: 0]")] = None,
 ) -> None:
-    """Make a prefix of a document: the base studies it, then the prefix learns to do without it."""
+    """Turn a document into a prefix: the base studies it, then the prefix learns to do without it."""
     settings = {name: value for name, value in context.params.items() if name not in ("recipe", "resume")}
     settings["document"] = str(document) if document else None
     settings["kinds"] = kinds or None

@@ -22,34 +22,40 @@ def evaluate(
     context: typer.Context,
     data: Annotated[str, typer.Option(help="Examples: a file, a folder or a dataset, as for train.")],
     model: Annotated[
-        str | None, typer.Option(help="Base model; by default the one that the prefixes were trained on.")
+        str | None, typer.Option(help="Base model. [default: the one that the prefixes were trained on]")
     ] = None,
     prefix: Annotated[list[str] | None, typer.Option(help="Prefix file, or NAME=FILE; repeat it for several.")] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text before each prompt in place of a prefix, or the file of one; repeat it for several."),
+        typer.Option(
+            help="A text to put before each prompt instead of a prefix, or a file with one; repeat it for several."
+        ),
     ] = None,
-    base: Annotated[bool, typer.Option(help="Evaluate the bare base model too, first.")] = True,
-    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: that of the prefixes]")] = None,
-    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: that of the prefixes]")] = None,
+    base: Annotated[bool, typer.Option(help="Also evaluate the bare base model, first.")] = True,
+    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: the prefixes']")] = None,
+    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: the prefixes']")] = None,
     messages: Annotated[
-        str | None, typer.Option(help="Field of a conversation, in place of templates. [default: that of the prefixes]")
+        str | None,
+        typer.Option(help="Field that holds a conversation, in place of templates. [default: the prefixes']"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers, if it is not the model's.")
+        str | None, typer.Option(help="Tokenizer for the answers, if it is not the model's.")
     ] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
-    num_examples: Annotated[int | None, typer.Option(min=1, help="Use this many examples, from the first on.")] = None,
+    num_examples: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many examples, from the first on.")
+    ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option(help="Metric to compute; repeat it. [default: all of the task]")
+        list[str] | None, typer.Option(help="Metric to compute; repeat it. [default: all that the task has]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, of all systems together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, over all systems together.")] = 16,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens to write. [default: those of the longest expected answer]")
+        int | None,
+        typer.Option(min=1, help="Maximum tokens to write. [default: as many as the longest expected answer]"),
     ] = None,
-    num_resamples: Annotated[int, typer.Option(min=1, help="Samples of the paired bootstrap.")] = 1000,
+    num_resamples: Annotated[int, typer.Option(min=1, help="Resamples of the paired bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 12345,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json, evaluation.md and answers.jsonl.")

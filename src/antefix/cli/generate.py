@@ -28,42 +28,45 @@ MIN_TEMPERATURE = 0.01
 def generate(
     model: Annotated[
         str | None,
-        typer.Option(help="Base model: a hub name, a folder, or 'embedded'. [default: the one of the prefix]"),
+        typer.Option(help="Base model: a Hub name, a folder, or 'embedded'. [default: the prefix's]"),
     ] = None,
     prefix: Annotated[Path | None, typer.Option(help="Prefix file; without one, the bare base answers.")] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            help="The whole prompt; \\n is a line break, and no template is put around it but that of chats, where the "
-            "prefix learned in them."
+            help="The whole prompt; \\n is a line break. No template is added, except for the chat template if the "
+            "prefix was trained on conversations."
         ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts: .txt with one per line, taken as it is, or .jsonl/.csv/.parquet for the templates or the "
-            "conversations the prefix was trained with."
+            help="Prompts: .txt with one per line, taken as they are, or .jsonl/.csv/.parquet for the template or the "
+            "conversations that the prefix was trained with."
         ),
     ] = None,
-    template: Annotated[str | None, typer.Option(help="Another template for the rows of --file.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Template for the rows of --file, instead of the prefix's.")
+    ] = None,
     messages: Annotated[
         str | None,
-        typer.Option(help="Field of a conversation in the rows of --file; --prompt is a user's message then."),
+        typer.Option(help="Field that holds a conversation in the rows of --file; --prompt is then a user's message."),
     ] = None,
     answer_tokenizer: Annotated[
         str | None,
-        typer.Option(help="Tokenizer of the answers, if it is not the model's. [default: the one of the prefix]"),
+        typer.Option(help="Tokenizer for the answers, if it is not the model's. [default: the prefix's]"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to write.")] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 writes the likeliest token; above, it samples from all.")
+        float, typer.Option(min=0.0, help="0 writes the likeliest token; above 0, it samples from all.")
     ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens with this total probability."),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed for sampling.")] = 0,
 ) -> None:
-    """Answer a prompt, or each prompt of a file, and write the answers as they come."""
+    """Answer a prompt, or each prompt of a file, and print the answers as they are written."""
     _check_prompts(prompt, file, template, messages)
     if 0 < temperature < MIN_TEMPERATURE:
         raise ConfigError(f"temperature is {temperature}; it must be 0 or at least {MIN_TEMPERATURE}.")

@@ -27,29 +27,32 @@ _PROGRESS = Console(stderr=True)
 def inspect(
     context: typer.Context,
     prefix: Annotated[list[str], typer.Argument(help="Prefix file, or NAME=FILE; name several to compare them.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Only tell whether the files are intact.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check whether the files are intact.")] = False,
     data: Annotated[
         str | None, typer.Option(help="Examples to run the prefixes on: a file, a folder or a dataset, as for train.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Base model. [default: the one that the prefixes were trained on]")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: that of the prefixes]")] = None,
-    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: that of the prefixes]")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template of the prompt. [default: the prefixes']")] = None,
+    answer: Annotated[str | None, typer.Option(help="Template of the answer. [default: the prefixes']")] = None,
     messages: Annotated[
-        str | None, typer.Option(help="Field of a conversation, in place of templates. [default: that of the prefixes]")
+        str | None,
+        typer.Option(help="Field that holds a conversation, in place of templates. [default: the prefixes']"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="'text' or 'classification'. [default: the prefixes']")] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers. [default: that of the prefixes]")
+        str | None, typer.Option(help="Tokenizer for the answers. [default: the prefixes']")
     ] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
-    num_examples: Annotated[int | None, typer.Option(min=1, help="Use this many examples, from the first on.")] = None,
+    num_examples: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many examples, from the first on.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 16,
     output: Annotated[Path | None, typer.Option(help="Folder for inspection.json and heatmaps.")] = None,
 ) -> None:
-    """Show what prefix files hold, and with --data what attention and loss make of them."""
+    """Show what prefix files hold and, with --data, what they do to attention and loss."""
     prefixes = read_prefixes(prefix)
     if output is not None:
         check_names(prefixes)

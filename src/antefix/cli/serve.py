@@ -14,27 +14,29 @@ from antefix.vllm.settings import ADMIN_KEY, USUAL_RESIDENT_PREFIXES, check_vers
 
 def serve(
     context: typer.Context,
-    base: Annotated[str, typer.Argument(help="Base model: a hub name, a folder, or 'embedded'.")],
+    base: Annotated[str, typer.Argument(help="Base model: a Hub name, a folder, or 'embedded'.")],
     prefix: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FILE", help="A prefix and the name to ask for it by; repeat it.")
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="A prefix and the name to request it by; repeat it.")
     ] = None,
     prefix_dir: Annotated[
         Path | None,
-        typer.Option(help="Serve every .safetensors file of this directory by its name, and take added ones from it."),
+        typer.Option(
+            help="Serve every .safetensors file in this directory under its name, and load added ones from it."
+        ),
     ] = None,
     admin_key: Annotated[
         str | None,
         typer.Option(
             envvar=ADMIN_KEY,
-            help="The key with which /v1/prefixes adds, replaces and removes prefixes; without one, nobody can. Better "
-            "given by the environment than on a command line.",
+            help="The key to add, replace and remove prefixes through /v1/prefixes; without one, nobody can. Better "
+            "set in the environment than on a command line.",
         ),
     ] = None,
     max_resident_prefixes: Annotated[
-        int, typer.Option(min=1, help="Most prefixes that a worker keeps in its host memory.")
+        int, typer.Option(min=1, help="Maximum prefixes that a worker keeps in its host memory.")
     ] = USUAL_RESIDENT_PREFIXES,
 ) -> None:
-    """Serve prefixes on vLLM, each under a name of its own, by OpenAI's interface; other options are vLLM's."""
+    """Serve prefixes on vLLM with the OpenAI API, each under its own name; all other options are vLLM's."""
     from antefix.vllm.launch import run_server, server_settings
     from antefix.vllm.prefixes import Prefixes, files_in
     from antefix.vllm.roster import posted_roster

@@ -25,19 +25,19 @@ PREFIX_SETTINGS = ("num_virtual_tokens", "sites", "reparameterization", "init", 
 def train(
     context: typer.Context,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags win over it.")
+        Path | None, typer.Option("--recipe", help="YAML file with any of these settings; flags override it.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Base model: a hub name, a folder, or 'embedded' for the small one inside.")
+        str | None, typer.Option(help="Base model: a Hub name, a folder, or 'embedded' for antefix's own small one.")
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Examples: .jsonl or .csv (also gzipped), .parquet, a folder of Dataset.save_to_disk, or a dataset of "
-            "the hub."
+            help="Examples: .jsonl or .csv (also gzipped), .parquet, a folder of Dataset.save_to_disk, or a Hub "
+            "dataset."
         ),
     ] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a dataset of the hub.")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     data_split: Annotated[str | None, typer.Option(help="Split of a dataset. [default: train]")] = None,
     task: Annotated[
         str | None,
@@ -51,38 +51,39 @@ def train(
     answer: Annotated[str | None, typer.Option(help="Template of the answer, such as '{answer}'.")] = None,
     messages: Annotated[
         str | None,
-        typer.Option(help="Field of a conversation, in place of templates; its last message is the answer."),
+        typer.Option(help="Field that holds a conversation, in place of templates; its last message is the answer."),
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="Folder for prefix, metrics and curve. [default: runs/prefix]")
+        str | None, typer.Option(help="Folder for the prefix, metrics and loss curve. [default: runs/prefix]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what the folder holds of an interrupted training.")
+        bool, typer.Option("--resume", help="Continue the interrupted training in the output folder.")
     ] = False,
     eval_data: Annotated[
-        str | None, typer.Option(help="Examples to score on; by default a tenth of the data is held out.")
+        str | None, typer.Option(help="Examples to score on; by default, a tenth of the data is held out.")
     ] = None,
-    eval_split: Annotated[str | None, typer.Option(help="Split to score on, of --eval-data or of --data.")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Split of --eval-data or --data to score on.")] = None,
     answer_tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of the answers, if it is not the model's.")
+        str | None, typer.Option(help="Tokenizer for the answers, if it is not the model's.")
     ] = None,
-    num_examples: Annotated[int | None, typer.Option(help="Use this many examples, from the first on.")] = None,
+    num_examples: Annotated[int | None, typer.Option(help="Use only this many examples, from the first on.")] = None,
     num_virtual_tokens: Annotated[int | None, typer.Option(help="Length of the prefix. [default: 32]")] = None,
     sites: Annotated[
-        list[str] | None, typer.Option(help="Kind of attention: encoder, decoder or cross; repeat it. [default: all]")
+        list[str] | None,
+        typer.Option(help="Kind of attention that gets a prefix: encoder, decoder or cross; repeat it. [default: all]"),
     ] = None,
     reparameterization: Annotated[
-        str | None, typer.Option(help="'mlp' trains through the paper's network, thrown away afterwards.")
+        str | None, typer.Option(help="'mlp' trains through the paper's network, which is discarded afterwards.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="Start from 'text', 'random' or 'zero'. [default: text]")] = None,
     init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.1]")] = None,
     head_learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate of a head beside the prefix. [default: 0.001]")
+        float | None, typer.Option(help="Peak learning rate of a head trained beside the prefix. [default: 0.001]")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [default: 3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step. [default: 16]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Maximum tokens of an example. [default: 1024]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens per example. [default: 1024]")] = None,
     truncation: Annotated[
         bool | None, typer.Option("--truncation", help="Cut longer examples instead of refusing them.")
     ] = None,
@@ -92,9 +93,9 @@ def train(
     exact_match: Annotated[
         bool | None, typer.Option("--exact-match", help="Also generate and score the held-out answers.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for everything. [default: 0]")] = None,
 ) -> None:
-    """Train a prefix on examples; writes prefix.safetensors, metrics.json and loss.png."""
+    """Train a prefix on examples; write prefix.safetensors, metrics.json and loss.png."""
     settings = {name: value for name, value in context.params.items() if name not in ("recipe", "resume")}
     for written in ("prompt", "answer", "init_text"):
         settings[written] = unescape(settings[written]) if settings[written] else None

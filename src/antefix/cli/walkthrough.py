@@ -21,13 +21,13 @@ Rows = list[tuple[str, str]]
 
 
 def walkthrough(
-    model: Annotated[str, typer.Option(help="Configuration: a hub name, a folder, a config.json, or 'embedded'.")],
+    model: Annotated[str, typer.Option(help="Configuration: a Hub name, a folder, a config.json, or 'embedded'.")],
     num_virtual_tokens: Annotated[int, typer.Option(min=1, help="Length of the prefix.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of the batch.")] = 8,
-    num_tokens: Annotated[int, typer.Option(min=1, help="Real tokens of each row.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in the batch.")] = 8,
+    num_tokens: Annotated[int, typer.Option(min=1, help="Real tokens per row.")] = 2,
     encoder_hidden_size: Annotated[int, typer.Option(min=1, help="Width of the MLP.")] = 512,
 ) -> None:
-    """Print the shapes of a prefix from its parameters to the attention; no weights are made or read."""
+    """Print the shapes of a prefix, from its parameters to attention; no weights are created or read."""
     base = shapes_only(model)
     config = PrefixConfig(num_virtual_tokens, init="zero", encoder_hidden_size=encoder_hidden_size)
     bank = attach(base)
