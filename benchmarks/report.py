@@ -69,8 +69,8 @@ of the two parts. A few queries against a long prefix make thin products, in whi
 their full speed.
 
 Memory comes from the C library with its default settings. It hands large blocks back when they are freed, so each copy
-touches new pages. That is most of what PEFT's copies cost here: the last rows of the table show the same work with
-freed memory kept (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`)."""
+touches new pages. At 4,096 tokens, that is most of what PEFT's copies cost here: the last rows of the table show the
+same work with freed memory kept (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`)."""
 
 
 _WHY_ON_GPU = """At these sizes, the GPU waits for the CPU: the bare base takes no longer to answer sixteen rows than

@@ -58,8 +58,9 @@ more bring nothing, and forget more or become unstable."""
 VARIANTS = """\
 Each variant is tried on the default prefix with one seed, at its own best of three or four learning rates. Those whose
 validation loss is below the default's are then trained with three seeds and measured on test data. With one seed, small
-differences decide. For some, the best rate was the last one tried: at the high end for "upper half only", and for RMS
-on phonemes; at the low end, on phonemes, for values at three times the rate and for the MLP of three layers.
+differences decide. For some, the best rate was the last one tried: at the high end for "upper half only", for RMS on
+phonemes, and for values at a third of the rate on E2E; at the low end for values at three times the rate on phonemes
+and on Family friendly, and for the MLP of three layers on phonemes.
 
 In a decoder, none has a loss below the default's, so antefix has none of them as an option. On phonemes, several do,
 two by far. Prefix-Tuning+ (Wang et al. 2025) adds a matrix to each layer in place of tokens. That is 16 times as many
