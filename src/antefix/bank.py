@@ -48,7 +48,10 @@ def attach(
     outer = model
     model = getattr(model, "get_base_model", lambda: model)()
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(f"{type(model).__name__} is no Transformers model, and only those take prefixes.")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no Transformers model, and only those take prefixes; attach to the one "
+            "inside of it, if it has one."
+        )
     if any(map(is_switched, model.modules())):
         raise ConfigError(f"this {type(model).__name__} has a bank already; use that one, or detach() it first.")
     if max_resident_prefixes < 1:

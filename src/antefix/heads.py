@@ -11,6 +11,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from antefix.attention.carrier import Carrier
 from antefix.dispatch import is_switched
 from antefix.errors import ConfigError, PrefixMismatchError
 from antefix.replacement import Replacement, is_float
-from antefix.selection import Selection, names_of
+from antefix.selection import Selection, names_of, rows_of
 from antefix.sharding import whole
 from antefix.trained import MODULE_NAME
 
@@ -116,6 +117,8 @@ class Heads:
         if self._holds_attention(paths[0]):
             raise ConfigError(f"the trainable module '{paths[0]}' holds attention; name a head.")
         module = _computing(self.model.get_submodule(paths[0]))
+        if not _can_be_called(module):
+            raise ConfigError(f"the trainable module '{paths[0]}' holds others and computes nothing itself; name one.")
         if not _has_parameters(module):
             raise ConfigError(f"the trainable module '{paths[0]}' has no parameters to train; name a head that has.")
         if odd := [name for name, held in module.state_dict().items() if not is_float(held)]:
@@ -153,11 +156,16 @@ class Heads:
         parents = itertools.accumulate(path.split(".")[:-1], "{}.{}".format)
         is_in_attention = any(is_switched(self.model.get_submodule(parent)) for parent in parents)
         choices = functools.partial(self._choices, path)
-        self._replacements.append(Replacement(path, module, choices, is_in_attention))
+        self._replacements.append(Replacement(path, module, choices, self._only_rows, is_in_attention))
 
     def _choices(self, path: str) -> list[nn.Module | None]:
         """Return the copy that computes in place of the module at this path, for each prefix in use."""
         return [copies.get(path) for copies in self._in_use.held]
+
+    def _only_rows(self, rows: Sequence[int], batch: int) -> AbstractContextManager[None]:
+        """Let what computes in this context see the choices of these rows alone."""
+        held = rows_of(self._in_use.held, batch)
+        return self._in_use.holding([held[row] for row in rows])
 
     def _checkpointed_around(self, module: nn.Module) -> list[nn.Module]:
         """Return what holds a module and may be checkpointed, now or later, so that it runs again in the backward."""
@@ -170,7 +178,8 @@ class Heads:
 
     def _load(self, path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         modules = base_modules(self.model)
-        if path not in modules or self._holds_attention(path) or not _has_parameters(modules[path]):
+        is_there = path in modules and _can_be_called(modules[path]) and _has_parameters(modules[path])
+        if not is_there or self._holds_attention(path):
             raise PrefixMismatchError(f"the prefix brings a trained '{path}', which is no head of this model.")
         base = _computing(modules[path])
         expected = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items()}
@@ -239,6 +248,11 @@ def _computing(module: nn.Module) -> nn.Module:
     wrapper = cast(Any, module)
     in_use = [] if wrapper.disable_adapters else [copies[name] for name in wrapper.active_adapters if name in copies]
     return next(iter(in_use), wrapper.original_module)
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    """Return whether a module can be called, which a list of modules cannot."""
+    return type(module).forward is not nn.Module.forward
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from antefix.errors import ConfigError
 from antefix.selection import rows_of
@@ -18,6 +20,7 @@ class Replacement:
     """Lets others compute in place of the module at a path, until `undo`.
 
     `choices` returns, at each forward, one module for all rows or one for each; None is the replaced module itself.
+    Within `only_rows`, which is told some rows and how many the batch has, what lies inside of it computes for those.
     """
 
     def __init__(
@@ -25,12 +28,14 @@ class Replacement:
         path: str,
         module: nn.Module,
         choices: Callable[[], Sequence[nn.Module | None]],
+        only_rows: Callable[[Sequence[int], int], AbstractContextManager[None]],
         is_in_attention: bool = False,
     ) -> None:
         self.path = path
         self.module = module
         self._is_in_attention = is_in_attention
         self._choices = choices
+        self._only_rows = only_rows
         self._own = vars(module).get("forward")
         self._is_undone = False
 
@@ -66,7 +71,7 @@ class Replacement:
         if len(modules) == 1:
             return answer(choices[0], args, kwargs)
         inputs = (*args, *kwargs.values())
-        if self._is_in_attention and not any(map(is_float, inputs)):  # distances, as T5's, which have no rows
+        if not self._has_rows(inputs) or any(isinstance(value, Cache) for value in inputs):  # which is that of all rows
             raise self._refusal()
         batch = next((len(value) for value in inputs if isinstance(value, Tensor) and value.ndim), 0)
         chosen = rows_of(choices, batch)
@@ -74,11 +79,17 @@ class Replacement:
         for module in modules:
             rows = [row for row, other in enumerate(chosen) if other is module]
             own = [_rows_of(value, rows, batch) for value in args]
-            output = answer(module, own, {name: _rows_of(value, rows, batch) for name, value in kwargs.items()})
+            with self._only_rows(rows, batch):
+                output = answer(module, own, {name: _rows_of(value, rows, batch) for name, value in kwargs.items()})
             if not isinstance(output, Tensor) or len(output) != len(rows):
                 raise self._refusal()
             answered.update(zip(rows, output, strict=True))
         return torch.stack([answered[row] for row in range(batch)])
+
+    def _has_rows(self, inputs: Sequence[Any]) -> bool:
+        """Return whether inputs are of the rows of a batch: distances, as T5's, and a list of positions are not."""
+        numbers = any(map(is_float, inputs))
+        return numbers or (not self._is_in_attention and any(isinstance(v, Tensor) and v.ndim > 1 for v in inputs))
 
     def _refusal(self) -> ConfigError:
         return ConfigError(f"rows cannot use trained modules '{self.path}' of several prefixes; run each on its own.")

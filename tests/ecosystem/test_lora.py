@@ -262,3 +262,16 @@ def test_an_adapter_that_could_not_be_saved_is_refused(tmp_path: Path) -> None:
             bank, "p", args=TrainingArguments(output_dir=str(tmp_path), report_to="none"), train_dataset=EXAMPLES
         )
     assert model.get_base_model() is bank.model
+
+
+def test_a_mixed_model_of_pefts_is_opened_from_within() -> None:
+    """It cannot say what its base is, as a `PeftModel` can."""
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False)
+    model = peft.get_peft_model(build_model("llama"), config, mixed=True)
+    with pytest.raises(antefix.UnsupportedModelError, match="attach to the one inside of it"):
+        antefix.attach(model)
+    bank = antefix.attach(model.base_model.model)
+    bank.add("p", random_prefix(bank.sites, 5))
+    bare = logits(model.eval())
+    with bank.use("p"):
+        assert (logits(model) - bare).abs().max() > 1e-3

@@ -132,6 +132,26 @@ def test_a_head_inside_that_of_another_prefix(order: tuple[str, str]) -> None:
             assert_close(logits(model, **inputs), by_hand(ROBERTA, bank.prefix(module), inputs))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_rows_of_a_head_inside_that_of_another_prefix(times: int) -> None:
+    """Of twice as many rows as names, two come to the inner module, which would pass for one of each name."""
+    family, model = build(ROBERTA)
+    inputs = {name: value.repeat_interleave(times, 0) for name, value in family.draw_inputs().items()}
+    bank = attach(family, model)
+    alone = []
+    for module in ("classifier", "out_proj"):
+        bank.add(module, antefix.PrefixConfig(**CONFIG, trainable_modules=[module]))
+        train_two_steps(model, inputs)
+        alone.append(logits(model, **inputs))
+    with bank.use(["classifier", "out_proj"]):
+        mixed = logits(model, **inputs)
+        model(**inputs)[0].sum().backward()
+    assert_close(mixed, torch.cat([alone[0][:times], alone[1][times:]]))
+    assert all(parameter.grad is not None for parameter in bank.modules("out_proj")[-1].parameters())
+    with bank.use("classifier"):
+        assert_close(logits(model, **inputs), alone[0])
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -325,3 +345,47 @@ def test_a_bias_by_distance_has_no_rows_to_share_out() -> None:
         model(**inputs)
     with bank.use(["a", "a"]):
         model(**inputs)
+
+
+def test_a_list_of_positions_has_no_rows_to_share_out() -> None:
+    """Whisper looks up ten of them at once, of which five would pass for those of each row."""
+    family = FAMILIES["Whisper"]
+    model = family.build()
+    bank = attach(family, model)
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(3, init="random", trainable_modules=("encoder.embed_positions",)))
+    with bank.use(["a", "b"]), pytest.raises(antefix.ConfigError, match="run each on its own"):
+        model(**family.draw_inputs())
+
+
+def test_a_state_that_is_kept_for_all_rows_is_not_shared_out() -> None:
+    """What a cache keeps of a convolution would be that of the rows which came first."""
+    family = FAMILIES["LFM2"]
+    model = family.build()
+    bank = attach(family, model)
+    for name in ("a", "b"):
+        bank.add(name, antefix.PrefixConfig(3, init="random", trainable_modules=("layers.0.conv",)))
+        with torch.no_grad():
+            bank.heads(name)["model.layers.0.conv"].out_proj.weight.mul_(2.0 if name == "a" else 3.0)
+    inputs = family.draw_inputs()
+    alone = []
+    for name in ("a", "b"):
+        with bank.use(name):
+            alone.append(logits(model, **inputs))
+    with bank.use(["a", "b"]):
+        mixed = logits(model, **inputs, use_cache=False)
+        with pytest.raises(antefix.ConfigError, match="run each on its own"):
+            model(**inputs)
+    assert_close(mixed, torch.stack([alone[0][0], alone[1][1]]))
+
+
+def test_a_list_of_modules_is_no_head() -> None:
+    """The base calls what is in it, and never the list, so that a copy of it would train nothing."""
+    family = FAMILIES["Gemma 3n"]
+    bank = attach(family, family.build())
+    with pytest.raises(antefix.ConfigError, match=r"'model\.altup_projections' holds others and computes nothing"):
+        bank.add("p", antefix.PrefixConfig(3, init="random", trainable_modules=("altup_projections",)))
+    made = random_prefix(bank.sites, 3)
+    hostile = {"model.altup_projections:0.weight": torch.zeros(32, 32)}
+    with pytest.raises(antefix.PrefixMismatchError, match=r"'model\.altup_projections', which is no head"):
+        bank.add("p", antefix.Prefix(made.sites, made.keys, made.values, {}, hostile))

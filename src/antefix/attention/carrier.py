@@ -40,7 +40,7 @@ class Carrier(Generic[Held]):
         held = self.held
 
         def bound_layer(*args: Any, **kwargs: Any) -> Any:
-            with self._holding(held):
+            with self.holding(held):
                 return layer(*args, **kwargs)
 
         return bound_layer
@@ -63,7 +63,8 @@ class Carrier(Generic[Held]):
                     setattr(module, name, checkpoint.original)
 
     @contextmanager
-    def _holding(self, held: Held) -> Iterator[None]:
+    def holding(self, held: Held) -> Iterator[None]:
+        """Hold this in this thread for as long as the context lasts."""
         outer = getattr(self._thread, "held", None)
         self.hold(held)
         try:
