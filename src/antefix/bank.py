@@ -17,7 +17,7 @@ from antefix.attention.state import KeysAndValues
 from antefix.config import PrefixConfig
 from antefix.continuous import refuse_continuous_batching
 from antefix.dispatch import is_switched
-from antefix.encoder import PrefixEncoder, PrefixSource, prefix_of
+from antefix.encoder import PrefixEncoder, PrefixSource, encoders_of, prefix_of
 from antefix.errors import ConfigError, UnknownPrefixError, UnsupportedModelError
 from antefix.heads import Heads
 from antefix.initialize import initial_prefix
@@ -27,7 +27,7 @@ from antefix.prefix import Prefix, base_fingerprint
 from antefix.resident import ResidentPrefixes
 from antefix.scope import Scope
 from antefix.selection import Selection, names_of
-from antefix.sites import KINDS, Kind, Site, sites_and_cut_off, text_sites
+from antefix.sites import Kind, Site, sites_and_cut_off, text_sites
 from antefix.stacks import Stacks
 from antefix.storage import load_prefix, save_prefix
 from antefix.trained import TrainedModules
@@ -269,14 +269,9 @@ class PrefixBank:
             self._stacks.check_reads(config.num_virtual_tokens)
         with self.use(None):
             initial = initial_prefix(self.model, tokenizer, config, sites)
-        by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
-        device, dtype = device_of(self.model), self.model.dtype
-        encoders = [
-            PrefixEncoder(group, config, initial, dtype if dtype.itemsize > 1 else None).to(device)
-            for group in by_kind
-            if group
-        ]
-        return [encoder.train(self.model.training) for encoder in encoders]
+        dtype = self.model.dtype
+        encoders = encoders_of(sites, config, initial, dtype if dtype.itemsize > 1 else None)
+        return [encoder.to(device_of(self.model)).train(self.model.training) for encoder in encoders]
 
     def _base_metadata(self, sites: Sequence[Site]) -> dict[str, Any]:
         return {

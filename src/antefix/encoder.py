@@ -17,7 +17,7 @@ from antefix.config import PrefixConfig
 from antefix.prefix import Prefix, own_copy
 from antefix.shapes import Float, Int
 from antefix.sharding import call_whole
-from antefix.sites import Site
+from antefix.sites import KINDS, Site
 
 
 @runtime_checkable
@@ -120,6 +120,14 @@ class PrefixEncoder(nn.Module):
         if dropout and self.dtype_of is not None:
             flat = flat.to(self.dtype_of.dtype)
         return split(flat, self.sites)
+
+
+def encoders_of(
+    sites: Sequence[Site], config: PrefixConfig, initial: Prefix | None, attention_dtype: torch.dtype | None
+) -> list[PrefixEncoder]:
+    """Return an encoder for each kind of attention among the sites, as in Li & Liang (2021)."""
+    by_kind = ([site for site in sites if site.kind == kind] for kind in KINDS)
+    return [PrefixEncoder(group, config, initial, attention_dtype) for group in by_kind if group]
 
 
 def prefix_of(
