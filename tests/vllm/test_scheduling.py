@@ -168,6 +168,23 @@ def test_requests_fail_while_others_for_the_same_file_keep_coming() -> None:
     assert [one.request_id for one in waiting] == ["5"]
 
 
+def test_who_has_its_prefix_does_not_fail_with_those_who_wait_for_the_file() -> None:
+    worker = Worker()
+    scheduling = PrefixScheduler(num_workers=1, room=ROOM, max_resident_prefixes=1)
+    tickets = {"running": TICKET, "other": Ticket("q", "q.safetensors", 8, "other"), "late": TICKET}
+    requests = {name: request(name, ticket) for name, ticket in tickets.items()}
+    for attempt, name in enumerate(["running", "other", "late", "running"]):  # at last, it was preempted
+        if attempt < len(requests):
+            scheduling.admit(requests[name])
+        assert scheduling.num_matched(requests[name], 0) == (None, False)
+        step(scheduling, [worker])
+        worker.succeed(attempt) if attempt < 2 else worker.fail(attempt)
+        step(scheduling, [worker])
+        assert scheduling.num_matched(requests[name], 0) == ((8, False) if attempt < 2 else (1, True))
+        scheduling.allocated(requests[name], ([1, 2],), 8)
+        step(scheduling, [worker])
+
+
 def test_a_success_that_comes_late_leaves_nothing_behind() -> None:
     scheduling, workers = one_worker_has_failed()
     step(scheduling, workers)

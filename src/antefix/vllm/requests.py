@@ -59,9 +59,11 @@ def prompts_to_count(request: Mapping[str, Any]) -> list[Any]:
     common = {name: request[name] for name in _OF_TOKENIZE if name in request}
     if "messages" in request:
         keywords = {name: request[name] for name in _OF_TEMPLATE if request.get(name) is not None}
+        # vLLM switches thinking by the effort, unless the request does.
+        thinks = {"enable_thinking": keywords["reasoning_effort"] != "none"} if "reasoning_effort" in keywords else {}
         given = request.get("chat_template_kwargs") or {}
         if keywords and isinstance(given, dict):
-            common["chat_template_kwargs"] = given | keywords
+            common["chat_template_kwargs"] = thinks | given | keywords
         return [common | {"messages": request["messages"]}]
     prompts = request.get("prompt")
     is_one = not isinstance(prompts, list) or all(isinstance(token, int) for token in prompts)

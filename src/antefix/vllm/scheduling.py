@@ -40,6 +40,8 @@ class PrefixScheduler:
         self._most = max_resident_prefixes
         self._tickets: dict[str, Ticket] = {}
         self._refused: set[str] = set()
+        self._seated: set[str] = set()
+        """Requests that have blocks, and their prefix in them."""
         self._residences: OrderedDict[str, _Residence] = OrderedDict()
         self._numbers = count()
         self._orders = Orders()
@@ -53,6 +55,7 @@ class PrefixScheduler:
 
     def num_matched(self, request: Request, num_computed: int) -> tuple[int | None, bool]:
         """Return how many tokens of the prefix are still to be placed; None: ask again, its file is being read."""
+        self._seated.discard(request.request_id)
         ticket = self._tickets.get(request.request_id)
         if ticket is not None and num_computed >= ticket.num_virtual_tokens:
             return 0, False
@@ -69,6 +72,7 @@ class PrefixScheduler:
 
     def allocated(self, request: Request, block_ids: tuple[list[int], ...], num_external: int) -> None:
         """Order what a request was given blocks for: the rest of its prefix, or to fail."""
+        self._seated.add(request.request_id)
         if num_external == 0:
             return
         if request.request_id in self._refused:
@@ -91,7 +95,8 @@ class PrefixScheduler:
                 del self._residences[reading.ticket.content]
                 self._orders.forget.append(reading.ticket.content)
                 # Whoever waits for it fails now; for those who come later the file may have been repaired.
-                self._refused.update(name for name, ticket in self._tickets.items() if ticket == reading.ticket)
+                waiting = [name for name in self._tickets if name not in self._seated]
+                self._refused.update(name for name in waiting if self._tickets[name] == reading.ticket)
         for reading, num_workers in reports.ready.items():
             if residence := self._awaited(reading):
                 residence.num_done += num_workers
@@ -100,6 +105,7 @@ class PrefixScheduler:
         """Forget a request."""
         self._tickets.pop(request.request_id, None)
         self._refused.discard(request.request_id)
+        self._seated.discard(request.request_id)
 
     def _admit(self, request: Request, ticket: Ticket | None) -> None:
         if ticket is None:

@@ -109,7 +109,10 @@ def test_a_conversation_is_counted_as_it_is_rendered() -> None:
     request = {"messages": [{"role": "user"}], "tools": [1], "stream": True, "add_generation_prompt": False}
     assert prompts_to_count(request) == [{"messages": [{"role": "user"}], "tools": [1], "add_generation_prompt": False}]
     request |= {"documents": [{"text": "a"}], "reasoning_effort": "high", "chat_template_kwargs": {"b": 1}}
-    keywords = {"documents": [{"text": "a"}], "reasoning_effort": "high", "b": 1}
+    keywords = {"documents": [{"text": "a"}], "reasoning_effort": "high", "enable_thinking": True, "b": 1}
     assert prompts_to_count(request)[0]["chat_template_kwargs"] == keywords
+    for effort, told, thinks in (("none", {}, False), ("high", {"enable_thinking": False}, False)):
+        request |= {"reasoning_effort": effort, "chat_template_kwargs": told}
+        assert prompts_to_count(request)[0]["chat_template_kwargs"]["enable_thinking"] is thinks
     request["chat_template_kwargs"] = "none, as vLLM will say"
     assert prompts_to_count(request)[0]["chat_template_kwargs"] == request["chat_template_kwargs"]

@@ -14,7 +14,8 @@ from tests.vllm.serving import serving
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if reasoning_effort == 'high' %}{{ 'word ' * 300 }}{% endif %}assistant:"
+    "{% if reasoning_effort == 'high' %}{{ 'word ' * 300 }}{% endif %}"
+    "{% if enable_thinking %}{{ 'word ' * 100 }}{% endif %}assistant:"
 )
 
 

@@ -43,10 +43,11 @@ def test_what_cannot_be_had_with_a_prefix(served: Served, settings: dict[str, An
     assert message.endswith(".")
 
 
-def test_a_chat_is_as_long_as_its_template_makes_it(served: Served) -> None:
+@pytest.mark.parametrize(("name", "effort"), [("p1", "high"), ("p31", "low")])  # by itself, and by what it switches on
+def test_a_chat_is_as_long_as_its_template_makes_it(served: Served, name: str, effort: Any) -> None:
     create = served.client.chat.completions.create
     status, message = refused(
-        lambda: create(model="p1", messages=CHAT, max_completion_tokens=5, reasoning_effort="high")
+        lambda: create(model=name, messages=CHAT, max_completion_tokens=5, reasoning_effort=effort)
     )
     assert (status, "positions" in message) == (400, True), message
 
