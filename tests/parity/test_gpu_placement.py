@@ -6,6 +6,7 @@ They refuse to compute with tensors of two devices, as a GPU does.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from antefix.attention import choice, shared
 from tests.parity.compare import attach
 from tests.parity.families import FAMILIES
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's library has another name there")
 _CUDA, _META = 1, 14  # as PyTorch numbers its types of devices
 _NAMES = ["GPT-2", "OPT", "Llama", "Gemma 3", "Qwen3.5", "RoBERTa", "ModernBERT", "T5", "BART", "Whisper", "LLaVA"]
 
