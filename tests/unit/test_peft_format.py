@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +166,8 @@ def test_a_part_of_what_peft_trains_whole_is_refused(
     task_type: str, trained: list[str], message: str, tmp_path: Path
 ) -> None:
     model = bert()
-    model.head = torch.nn.ModuleDict({"dense": torch.nn.Linear(16, 16), "score": torch.nn.Linear(16, 2)})
+    parts = {"dense": torch.nn.Linear(16, 16), "score": torch.nn.Linear(16, 2)}
+    model.head = torch.nn.Sequential(OrderedDict(parts))
     bank = antefix.attach(model)
     bank.add("p", antefix.PrefixConfig(TOKENS, init="random", trainable_modules=trained))
     with pytest.raises(antefix.ConfigError, match=message):
