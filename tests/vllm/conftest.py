@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,16 @@ from tests.vllm.bases import draw_prefix, load, save_base, solo_answer
 from tests.vllm.cases import CASES, LENGTHS, MAX_TOKENS, NUM_PROMPTS, Case
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-}
-# One process starts in a third of the time; tensor parallelism and the server have several.
-ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# Before anything imports vLLM, for this process and all that it starts.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+)
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "block_size": 32, "seed": 0}
 ENGINE |= {"distributed_executor_backend": "uni"}
 
@@ -38,7 +36,9 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pool = ThreadPoolExecutor(max_workers=2)
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["tests.vllm.answer"])  # to import vLLM takes longer than most jobs
+        self.pool = ProcessPoolExecutor(max_workers=2, mp_context=context, max_tasks_per_child=1)
         self._bases: dict[str, str] = {}
         self._banks: dict[str, antefix.PrefixBank] = {}
         self._answers: dict[tuple[str, float], list[list[int]]] = {}
@@ -97,20 +97,11 @@ class World:
             "asynchronous": case.asynchronous,
         }
 
-    def start(self, name: str, job: dict[str, Any]) -> Future[dict[str, Any]]:
+    def start(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
         """Run one job in a process of its own, two at a time."""
-        return self.pool.submit(self._run, name, job)
+        from tests.vllm.answer import answer
 
-    def _run(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
-        job_file, result = self.folder / f"{name}.job.json", self.folder / f"{name}.result.json"
-        job_file.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "tests.vllm.answer", str(job_file), str(result)]
-        in_one = job["engine"]["distributed_executor_backend"] == "uni"
-        environment = ENVIRONMENT | (ONE_PROCESS if in_one else {})
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
+        return self.pool.submit(answer, job)
 
 
 @pytest.fixture(scope="session")
@@ -124,8 +115,4 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def results(world: World, request: pytest.FixtureRequest) -> dict[str, Future[dict[str, Any]]]:
     """Start the engines of all cases that were selected, before any other test; whoever asks waits for its own."""
     selected = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
-    return {
-        case.name: world.start(f"case-{number}", world.job(case))
-        for number, case in enumerate(CASES)
-        if case in selected
-    }
+    return {case.name: world.start(world.job(case)) for case in CASES if case in selected}

@@ -15,8 +15,6 @@ from pathlib import Path
 import psutil
 from openai import OpenAI
 
-from tests.vllm.conftest import ENVIRONMENT
-
 KEY, ADMIN_KEY = "a client's key", "the administrator's key"
 ANTEFIX = [sys.executable, "-m", "antefix"]
 
@@ -42,7 +40,7 @@ def serving(arguments: Sequence[str], log: Path, port: int | None = None) -> Ite
     """Start `antefix serve` and yield it when it answers; stop it and all its processes by their pids."""
     port = port or _free_port()
     command = [*ANTEFIX, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    environment = ENVIRONMENT | {"ANTEFIX_ADMIN_KEY": ADMIN_KEY, "VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = os.environ | {"ANTEFIX_ADMIN_KEY": ADMIN_KEY, "VLLM_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     server = Server(process, port)
     watchdog = threading.Timer(300, process.kill)

@@ -81,8 +81,6 @@ class Engine:
 def engine(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     patch = pytest.MonkeyPatch()
     patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     engine = Engine(world, tmp_path_factory.mktemp("engine"))
     yield engine
     engine.llm.llm_engine.engine_core.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from antefix.errors import ConfigError
 from antefix.vllm import Prefixes
 from antefix.vllm.launch import MIDDLEWARE, server_settings
 from tests.unit.vllm.test_prefixes import some_prefix
-from tests.vllm.conftest import ENVIRONMENT
 
 CONFIGURE = """
 import json, sys
@@ -99,7 +99,7 @@ def test_other_arguments_are_vllms(from_file: bool, tmp_path: Path) -> None:
 )
 def test_an_engine_has_antefixs_connector_or_does_not_start(arguments: str, plugins: str | None, about: str) -> None:
     code = CONFIGURE.replace("**arguments", f"model={str(model_path())!r}, **arguments")
-    environment = ENVIRONMENT | ({"VLLM_PLUGINS": plugins} if plugins else {})
+    environment = os.environ | ({"VLLM_PLUGINS": plugins} if plugins else {})
     done = subprocess.run(
         [sys.executable, "-c", code, arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -48,7 +48,7 @@ class Texts:
                 "requests": requests,
                 "rounds": 1,
             }
-            self.started[kind] = world.start(f"lossy-{kind}", job)
+            self.started[kind] = world.start(job)
         bank.add("text", prefix)
         self.expected = [solo_answer(bank, "text", prompt, MAX_TOKENS) for prompt in PROMPTS]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.conftest import ENVIRONMENT, ROOT
+from tests.vllm.conftest import ROOT
 from tests.vllm.serving import ANTEFIX, KEY, serving
 
 README = (ROOT / "README.md").read_text()
@@ -32,9 +32,7 @@ def python_block(about: str) -> str:
 
 
 def run(*arguments: str, folder: Path) -> str:
-    done = subprocess.run(
-        arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -33,7 +33,7 @@ def started(world: World) -> dict[str, Future[dict[str, Any]]]:
             "requests": [{"prompt": prompt, "prefix": prefix} for prompt, prefix in REQUESTS],
             "rounds": 2,
         }
-        found[base] = world.start(f"window-{base}", job)
+        found[base] = world.start(job)
     return found
 
 
