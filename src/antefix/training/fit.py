@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,27 +12,25 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from antefix.errors import ConfigError
 from antefix.training.progress import ProgressCallback
+from antefix.training.schedule import Schedule
 from antefix.training.trainer import PrefixTrainer
-
-if TYPE_CHECKING:
-    from antefix.training.distillation.settings import Distillation
-    from antefix.training.recipe import Recipe
 
 
 def fit(
     make_trainer: Callable[..., PrefixTrainer],
-    schedule: Recipe | Distillation,
+    schedule: Schedule,
+    output: str,
     tokens_per_epoch: int,
     console: Console,
     checkpoint: Path | None = None,
 ) -> tuple[list[dict[str, float]], float]:
     """Run the trainer that `make_trainer(args=..., callbacks=...)` returns; return loss by step and tokens per second.
 
-    Goes on from the folder `checkpoint`, if it is given.
+    Checkpoints are written in the folder `output`; it goes on from the folder `checkpoint`, if it is given.
     """
     progress = ProgressCallback(console, tokens_per_epoch)
     try:
-        trainer = make_trainer(args=_arguments(schedule), callbacks=[progress, LogsWhatItSaves()])
+        trainer = make_trainer(args=_arguments(schedule, output), callbacks=[progress, LogsWhatItSaves()])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -49,10 +47,10 @@ class LogsWhatItSaves(TrainerCallback):
         control.should_log = control.should_log or control.should_save
 
 
-def _arguments(schedule: Recipe | Distillation) -> TrainingArguments:
+def _arguments(schedule: Schedule, output: str) -> TrainingArguments:
     try:
         args = TrainingArguments(
-            output_dir=schedule.output,
+            output_dir=output,
             learning_rate=schedule.learning_rate,
             num_train_epochs=schedule.epochs,
             per_device_train_batch_size=schedule.batch_size,

@@ -9,12 +9,11 @@ from typing import Any, Literal, get_args
 
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
+from antefix.training.schedule import Schedule
 from antefix.training.settings import (
     build,
     check_above_zero,
     check_at_least,
-    check_seed,
-    check_share,
     check_types,
     overridden,
     read_settings,
@@ -25,7 +24,7 @@ TASKS = get_args(TaskName)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Schedule):
     """How a prefix is trained; the defaults are recommended. Raises `ConfigError` for settings that cannot be.
 
     `prompt` and `answer` are templates over the fields of the examples, such as `"Q: {question} A:"`; `messages` names
@@ -50,19 +49,11 @@ class Recipe:
     eval_data: str | None = None
     answer_tokenizer: str | None = None
     num_examples: int | None = None
-    learning_rate: float = 0.1
     head_learning_rate: float = 1e-3
-    epochs: float = 3.0
-    batch_size: int = 16
-    gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
     max_length: int = 1024
     truncation: bool = False
     exact_match: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.prefix, Mapping):
@@ -70,14 +61,9 @@ class Recipe:
         if not isinstance(self.prefix, PrefixConfig):
             raise ConfigError(f"prefix is {self.prefix!r}; it must be a PrefixConfig or a mapping of its settings.")
         check_types(self, but=("prefix", "task"))
-        check_above_zero(
-            self, "learning_rate", "head_learning_rate", "epochs", "batch_size", "gradient_accumulation_steps"
-        )
-        check_above_zero(self, "max_length", "max_grad_norm")
-        check_at_least(0, self, "weight_decay")
-        check_share(self, "warmup_ratio")
+        self.check_schedule()
+        check_above_zero(self, "head_learning_rate", "max_length")
         check_at_least(1, self, "num_examples")
-        check_seed(self.seed)
         self._check_wording()
 
     def _check_wording(self) -> None:

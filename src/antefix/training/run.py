@@ -102,7 +102,7 @@ def _fit(
     if checkpoint is not None:
         console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     num_tokens = sum(len(one["input_ids"]) for one in features)
-    return fit(make_trainer, recipe, num_tokens, console, checkpoint)
+    return fit(make_trainer, recipe, recipe.output, num_tokens, console, checkpoint)
 
 
 def _write(recipe: Recipe, bank: PrefixBank, metrics: dict[str, Any]) -> TrainingResult:

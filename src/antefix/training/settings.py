@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
 
 def build(cls: type[Any], settings: Mapping[str, Any], where: str, required: Sequence[str] = ()) -> Any:
     """Return a dataclass of settings; raises `ConfigError` for a setting that it does not have or that is missing."""
-    known = {item.name: item for item in fields(cls)}
+    known = inspect.signature(cls).parameters
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ConfigError(f"{where} has no setting '{unknown[0]}'; it knows {', '.join(known)}.")

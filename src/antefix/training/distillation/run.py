@@ -133,7 +133,7 @@ def _fit(
         data_collator=classroom.collate,
     )
     num_tokens = sum(len(lesson.ids) for lesson in lessons)
-    history, _ = fit(make_trainer, settings, num_tokens, console, checkpoint)
+    history, _ = fit(make_trainer, settings, settings.output, num_tokens, console, checkpoint)
     return history
 
 

@@ -10,16 +10,8 @@ from typing import Any, Literal, get_args
 from antefix.config import PrefixConfig
 from antefix.errors import ConfigError
 from antefix.training.distillation.seeds import KINDS
-from antefix.training.settings import (
-    build,
-    check_above_zero,
-    check_at_least,
-    check_seed,
-    check_share,
-    check_types,
-    overridden,
-    read_settings,
-)
+from antefix.training.schedule import Schedule
+from antefix.training.settings import build, check_at_least, check_types, overridden, read_settings
 
 Objective = Literal["kl", "next-token"]
 OBJECTIVES = get_args(Objective)
@@ -28,7 +20,7 @@ LONG = 2**20
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Schedule):
     """How a document becomes a prefix (Cartridges, arXiv 2506.06266). Raises `ConfigError` for impossible settings.
 
     The base reads chunks of `chunk_length` tokens, by default half of the document, 64 to 4,096, and writes
@@ -58,14 +50,7 @@ class Distillation:
     temperature: float = 1.0
     objective: Objective = "kl"
     num_logits: int = 20
-    learning_rate: float = 0.1
-    epochs: float = 20.0
-    batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
-    seed: int = 0
+    epochs: float = field(default=20.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.prefix, PrefixConfig):
@@ -84,11 +69,9 @@ class Distillation:
             raise ConfigError("kinds is empty; name what the base is to write.")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"objective is {self.objective!r}; it must be {' or '.join(map(repr, OBJECTIVES))}.")
-        check_above_zero(self, "learning_rate", "epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm")
+        self.check_schedule()
         check_at_least(1, self, "num_lessons", "chunk_length", "max_new_tokens", "num_logits")
-        check_at_least(0, self, "temperature", "weight_decay")
-        check_share(self, "warmup_ratio")
-        check_seed(self.seed)
+        check_at_least(0, self, "temperature")
         self.prefix_config(num_tokens=LONG, text="any")
         self._check_wording()
 
