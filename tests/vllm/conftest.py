@@ -99,7 +99,7 @@ class World:
 
     def start(self, job: dict[str, Any]) -> Future[dict[str, Any]]:
         """Run one job in a process of its own, two at a time."""
-        from tests.vllm.answer import answer
+        from tests.vllm.answer import answer  # here, as tests of a server alone need not import vLLM
 
         return self.pool.submit(answer, job)
 
